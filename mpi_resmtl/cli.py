@@ -1,0 +1,112 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+from mpi_resmtl import __version__  # noqa: E402  (one thread a rank has to be asked for before numpy loads)
+from mpi_resmtl.errors import UserError  # noqa: E402
+
+USER_ERROR = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that `arguments` (default: those of the process) ask for; the exit status."""
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    try:
+        return asked.command(asked)
+    except UserError as error:
+        print(f"mpi-resmtl: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mpi-resmtl", description="Byzantine-resilient multi-task learning on MPI.")
+    parser.add_argument("--version", action="version", version=f"mpi-resmtl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a preset or a TOML file, under mpirun or alone")
+    run.add_argument("experiment", metavar="PRESET|FILE.toml")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as byzantine.count=20")
+    run.add_argument("--output", type=Path, metavar="FILE", help="result file (default: PRESET.h5)")
+    run.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    run.set_defaults(command=_run)
+
+    listing = commands.add_parser("list", help="presets, tasks, rules, attacks and graphs")
+    listing.set_defaults(command=_list)
+
+    show = commands.add_parser("show", help="the whole resolved configuration as TOML")
+    show.add_argument("experiment", metavar="PRESET|FILE.toml")
+    show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    show.set_defaults(command=_show)
+
+    from mpi_resmtl.bench import add_parser
+
+    add_parser(commands)
+    return parser
+
+
+def _run(asked: argparse.Namespace) -> int:
+    def action(comm) -> None:
+        from mpi_resmtl.config import load
+        from mpi_resmtl.run import run
+
+        output = asked.output or Path(Path(asked.experiment).stem + ".h5")
+        run(comm, lambda: load(asked.experiment, asked.set), output, asked.overwrite)
+
+    return on_ranks(action)
+
+
+def on_ranks(action) -> int:
+    """Call `action(comm)` on every rank; an exception on any rank ends the whole job. -> exit status."""
+    import mpi4py
+
+    mpi4py.rc.threads = False
+    from mpi4py import MPI
+
+    from mpi_resmtl.run import Refused
+
+    comm = MPI.COMM_WORLD
+    try:
+        action(comm)
+    except Refused:
+        return USER_ERROR
+    except BaseException:
+        print(f"mpi-resmtl: rank {comm.rank} failed and ends the job", file=sys.stderr)
+        traceback.print_exc()
+        sys.stderr.flush()
+        comm.Abort(1)
+    return 0
+
+
+def _show(asked: argparse.Namespace) -> int:
+    from mpi_resmtl.config import load
+
+    print(load(asked.experiment, asked.set).toml(), end="")
+    return 0
+
+
+def _list(asked: argparse.Namespace) -> int:
+    from mpi_resmtl.attacks import ATTACKS
+    from mpi_resmtl.config import presets
+    from mpi_resmtl.graph import GRAPHS
+    from mpi_resmtl.registry import summary
+    from mpi_resmtl.rules import RULES
+    from mpi_resmtl.tasks import TASKS
+
+    print("presets")
+    for name, text in sorted(presets().items()):
+        print(f"  {name:<22} {text.splitlines()[0].removeprefix('# ')}")
+    for title, registry in (("tasks", TASKS), ("rules", RULES), ("attacks", ATTACKS), ("graphs", GRAPHS)):
+        print(title)
+        for name, part in registry.items():
+            print(f"  {name:<22} {summary(part)}")
+    return 0

@@ -1,0 +1,256 @@
+"""An experiment's configuration: dataclasses, TOML in and out, every check of a value.
+
+Tables are merged from the least to the most particular: what the task brings for the other tables, the preset or file,
+`--set`. The dataclasses are plain; pydantic checks them, on rank 0 alone.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, Len
+
+from mpi_resmtl.attacks import ATTACKS
+from mpi_resmtl.errors import UserError, unknown
+from mpi_resmtl.graph import GRAPHS
+from mpi_resmtl.rules import RULES
+from mpi_resmtl.tasks import TASKS
+
+
+@dataclass
+class Byzantine:
+    """Who is Byzantine and how they attack; the attack's own parameters stand in the same table."""
+
+    count: Annotated[int, Ge(0), "how many, drawn at random"] = 0
+    agents: Annotated[list[Annotated[int, Ge(0)]] | None, "who, instead of `count`"] = None
+    attack: Annotated[str, "one of `mpi-resmtl list attacks`"] = "uniform"
+
+
+@dataclass
+class Rules:
+    """What all rules share; a rule's own parameters stand in a table under its name."""
+
+    forgetting_factor: Annotated[float, Ge(0), Le(1), "nu"] = 0.1
+    initial_accumulated_loss: Annotated[float, Ge(0), "phi_0"] = 1.0
+
+
+@dataclass
+class Record:
+    """How often what is recorded; 0: never."""
+
+    weights: Annotated[int, Ge(0), "iterations between recorded weights, accumulated losses and seconds"] = 10
+    models: Annotated[int, Ge(0), "iterations between recorded models"] = 0
+
+
+@dataclass
+class Experiment:
+    """A whole resolved configuration."""
+
+    seed: Annotated[int, Ge(0), "of all random streams"] = 0
+    iterations: Annotated[int, Ge(1), "length of a regression study"] = 1
+    rules: Annotated[list[str], Len(1), "run one after the other on the same random streams"] = field(
+        default_factory=lambda: ["none", "average", "distance", "loss"]
+    )
+    record: Record = field(default_factory=Record)
+    task: Any = None
+    """Parameters of TASKS[task.name]."""
+    graph: Any = None
+    """Parameters of GRAPHS[topology]."""
+    topology: str = ""
+    byzantine: Byzantine = field(default_factory=Byzantine)
+    attack: Any = None
+    """Parameters of ATTACKS[byzantine.attack]."""
+    rule: Rules = field(default_factory=Rules)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Parameters of RULES[name] for each rule that runs."""
+
+    def toml(self) -> str:
+        """The whole resolved configuration as TOML; reading it again gives the same experiment."""
+        import tomli_w
+
+        options = {name: asdict(values) for name, values in self.options.items() if fields(values)}
+        tables = {
+            "seed": self.seed,
+            "iterations": self.iterations,
+            "rules": self.rules,
+            "task": asdict(self.task),
+            "graph": {"kind": self.topology} | asdict(self.graph),
+            "byzantine": asdict(self.byzantine) | asdict(self.attack),
+            "rule": asdict(self.rule) | options,
+            "record": asdict(self.record),
+        }
+        return tomli_w.dumps(_without_none(tables))
+
+
+_TABLES = ("task", "graph", "byzantine", "rule", "record")
+_LISTS = ("rules", "byzantine.agents")
+
+
+def presets() -> dict[str, str]:
+    """Text of every preset by name."""
+    folder = resources.files("mpi_resmtl") / "presets"
+    return {p.name.removesuffix(".toml"): p.read_text() for p in folder.iterdir() if p.name.endswith(".toml")}
+
+
+def load(source: str, settings: list[str]) -> Experiment:
+    """The experiment of a preset's name or a TOML file, with `key=value` settings; raises UserError."""
+    tables = _read(source)
+    for setting in settings:
+        _set(tables, setting)
+    return resolve(tables, source)
+
+
+def resolve(tables: dict[str, Any], source: str) -> Experiment:
+    """The experiment that tables as the user wrote them ask for; `source` is named in errors."""
+    for name in tables:
+        if name not in ("seed", "iterations", "rules", *_TABLES):
+            raise unknown("key", name, ("seed", "iterations", "rules", *_TABLES))
+        if name in _TABLES and not isinstance(tables[name], dict):
+            raise UserError(f"{source}: {name} is a table, not {tables[name]!r}")
+    own = tables.get("task", {})
+    if not isinstance(own.get("name"), str):
+        raise UserError(f"{source}: task.name is missing")
+    study = TASKS[own["name"]]
+    tables = _merged(study.defaults(tables), tables)
+
+    task = _checked(study.Parameters, tables["task"], "task")
+    graph = dict(tables.get("graph", {}))
+    topology = _text(graph.pop("kind", "complete"), "graph.kind")
+    byzantine = dict(tables.get("byzantine", {}))
+    who = {key: byzantine.pop(key) for key in ("count", "agents", "attack") if key in byzantine}
+    who = _checked(Byzantine, who, "byzantine")
+    if who.agents is not None and len(set(who.agents)) != len(who.agents):
+        raise UserError(f"byzantine.agents = {who.agents} names an agent twice")
+    names = _names(tables.get("rules", Experiment().rules))
+    shared = {k: v for k, v in tables.get("rule", {}).items() if not isinstance(v, dict)}
+    particular = {k: v for k, v in tables.get("rule", {}).items() if isinstance(v, dict)}
+    for name in particular:
+        RULES[name]
+    top = {key: tables[key] for key in ("seed", "iterations") if key in tables}
+    experiment = _checked(Experiment, top, "", only=("seed", "iterations"))
+    experiment.rules = names
+    experiment.record = _checked(Record, tables.get("record", {}), "record")
+    experiment.task = task
+    experiment.topology, experiment.graph = topology, _checked(GRAPHS[topology].parameters, graph, "graph")
+    experiment.byzantine = who
+    attack = ATTACKS[who.attack].parameters
+    others = ("count", "agents", "attack")
+    experiment.attack = _checked(attack, byzantine, "byzantine", others=others)
+    every_rule = [name for name, _ in RULES.items()]
+    experiment.rule = _checked(Rules, shared, "rule", others=every_rule)
+    experiment.options = {
+        name: _checked(RULES[name].parameters, particular.get(name, {}), f"rule.{name}") for name in names
+    }
+    return experiment
+
+
+def _read(source: str) -> dict[str, Any]:
+    known = presets()
+    if source in known:
+        return tomllib.loads(known[source])
+    path = Path(source)
+    if path.suffix != ".toml":
+        raise unknown("preset", source, known)
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: not TOML: {error}") from None
+
+
+def _set(tables: dict[str, Any], setting: str) -> None:
+    """Put `key=value` into the tables; the value is TOML, or else a word or a comma-separated list."""
+    key, equals, text = setting.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise UserError(f"--set {setting}: expected key=value, such as --set byzantine.count=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = [_word(item.strip()) for item in text.split(",")] if "," in text else text
+    if key in _LISTS and not isinstance(value, list):
+        value = [value]
+    table = tables
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {setting}: {part} is a value, not a table")
+    table[path[-1]] = value
+
+
+def _word(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Tables of `over` laid over those of `base`."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _names(rules: Any) -> list[str]:
+    if not isinstance(rules, list) or not rules or not all(isinstance(name, str) for name in rules):
+        raise UserError(f"rules = {rules!r}: expected a list of names, such as rules=none,loss")
+    for name in rules:
+        RULES[name]
+    if len(set(rules)) != len(rules):
+        raise UserError(f"rules = {rules} names a rule twice")
+    return rules
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{key} = {value!r}: expected a name")
+    return value
+
+
+def _checked(
+    kind: type,
+    table: dict[str, Any],
+    name: str,
+    others: tuple[str, ...] | list[str] = (),
+    only: tuple[str, ...] = (),
+) -> Any:
+    """`kind` made from a table, its types and ranges checked; `others` are further keys to suggest from."""
+    import pydantic
+
+    prefix = f"{name}." if name else ""
+    known = only or [f.name for f in fields(kind)]
+    for key in table:
+        if key not in known:
+            full = [f"{prefix}{k}" for k in (*known, *others)]
+            raise unknown("key", f"{prefix}{key}", full)
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+    adapter = pydantic.TypeAdapter(pydantic.with_config(strict)(kind))
+    try:
+        return adapter.validate_json(json.dumps(table, default=str))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = prefix + ".".join(str(part) for part in first["loc"] if isinstance(part, int | str))
+        if isinstance(first.get("ctx", {}).get("error"), UserError):
+            raise first["ctx"]["error"] from None
+        raise UserError(f"{where} = {first['input']!r}: {_lower(first['msg'])}") from None
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _without_none(tables: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in tables.items()
+        if value is not None
+    }

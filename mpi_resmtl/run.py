@@ -1,0 +1,178 @@
+"""A run from configuration to result file, on all ranks together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from mpi4py import MPI
+
+from mpi_resmtl import recorder
+from mpi_resmtl.attacks import ATTACKS, Stage
+from mpi_resmtl.config import Experiment
+from mpi_resmtl.diffusion import Rank, diffuse
+from mpi_resmtl.errors import UserError
+from mpi_resmtl.exchange import Exchange
+from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
+from mpi_resmtl.neighbourhoods import tiles
+from mpi_resmtl.partition import Share, partition, shares
+from mpi_resmtl.progress import Progress, silent
+from mpi_resmtl.rules import RULES
+from mpi_resmtl.tasks import TASKS
+
+Result = TypeVar("Result")
+
+
+class Refused(Exception):
+    """A user's error that rank 0 has shown already; raised on every rank alike."""
+
+
+@dataclass
+class Plan:
+    """What rank 0 works out and every rank is told; `graph` comes without its edges."""
+
+    experiment: Experiment
+    graph: Graph
+    edges: int
+    data: str
+    data_sha256: str
+
+
+def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
+    """What `action` gives on each rank; if it raises UserError on any, rank 0 shows the first and all raise Refused."""
+    result, error = None, None
+    try:
+        result = action()
+    except UserError as raised:
+        error = str(raised)
+    errors = [e for e in comm.allgather(error) if e is not None]
+    if errors:
+        if comm.rank == 0:
+            print(f"mpi-resmtl: {errors[0]}", file=sys.stderr, flush=True)
+        raise Refused
+    return result
+
+
+def on_root(comm: MPI.Comm, action: Callable[[], Result]) -> Result | None:
+    """What `action` gives on rank 0, None elsewhere; errors as in `together`."""
+    return together(comm, action if comm.rank == 0 else lambda: None)
+
+
+def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
+    """Draw or read the scene, build the graph and cut it into shares; rank 0 alone."""
+    study = TASKS[experiment.task.name]
+    scene = study.scene(experiment.task, experiment.seed)
+    agents = len(scene.group)
+    edge = scene.edge
+    if edge is None:
+        edge = build_edges(experiment.topology, experiment.graph, agents, scene.position, experiment.seed)
+    who = experiment.byzantine
+    byzantine = choose_byzantine(agents, who.count, who.agents, experiment.seed)
+    if byzantine.all():
+        raise UserError(f"all {agents} agents are Byzantine: nobody is left to learn")
+    cut = shares(edge, byzantine, ranks)
+    graph = Graph(edge, byzantine, scene.group, scene.position, scene.target)
+    return Plan(experiment, graph, len(edge), scene.data, scene.data_sha256), cut
+
+
+def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph | None, Rank]:
+    """Everything a rank needs before the first iteration, and on rank 0 the graph with its edges; collective."""
+    planned, cut = on_root(comm, lambda: plan(load(), comm.size)) or (None, None)
+    graph = None
+    if comm.rank == 0:
+        graph = planned.graph
+        planned.graph = Graph(graph.edge[:0], graph.byzantine, graph.group, graph.position, graph.target)
+    planned = comm.bcast(planned)
+    share = comm.scatter(cut)
+    return planned, graph, together(comm, lambda: _rank(comm, planned, share))
+
+
+def _rank(comm: MPI.Comm, planned: Plan, share: Share) -> Rank:
+    experiment, known = planned.experiment, planned.graph
+    part = partition(share, comm.rank, known.byzantine)
+    study = TASKS[experiment.task.name]
+    task = study.task(experiment.task, known, experiment.seed, part.first, part.count)
+    stage = Stage(
+        seed=experiment.seed,
+        agents=known.agents,
+        parameters=task.parameters,
+        dtype=task.dtype,
+        byzantine=known.byzantine,
+        source=part.spoken[:, 0],
+        target=part.spoken[:, 1],
+        first=part.spoken_first,
+        total=part.spoken_total,
+    )
+    rows = np.zeros((part.rows, task.parameters), task.dtype)
+    return Rank(
+        partition=part,
+        task=task,
+        attack=ATTACKS[experiment.byzantine.attack].prepare(experiment.attack, stage),
+        exchange=Exchange(comm, part, rows),
+        rows=rows,
+        tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters)),
+    )
+
+
+def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite: bool) -> None:
+    """Run every rule of an experiment and write the result file; collective. Raises Refused after a user's error."""
+    planned, graph, rank = prepare(comm, load)
+    experiment, task = planned.experiment, rank.task
+    layout = recorder.Layout(
+        iterations=experiment.iterations,
+        weights_every=experiment.record.weights,
+        models_every=experiment.record.models,
+        parameters=task.parameters,
+        dtype=task.dtype,
+        measures=task.measures,
+        agents=planned.graph.agents,
+        edges=planned.edges,
+        ranks=comm.size,
+    )
+    growing = recorder.temporary(output)
+
+    def create() -> None:
+        recorder.check_output(output, overwrite)
+        accumulates = {name: RULES[name].judged_by is not None for name in experiment.rules}
+        recorder.create(
+            growing,
+            layout,
+            graph,
+            accumulates,
+            experiment.toml(),
+            experiment.seed,
+            planned.data,
+            planned.data_sha256,
+        )
+
+    on_root(comm, create)
+    file = recorder.Recorder(comm, growing, layout, rank.partition, planned.graph.byzantine)
+    if comm.rank == 0 and not file.parallel:
+        print("h5py has no MPI: rank 0 gathers and writes the result file", file=sys.stderr, flush=True)
+    for name in experiment.rules:
+        progress = Progress(f"{output.stem}: {name}", experiment.iterations) if comm.rank == 0 else None
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            diffuse(
+                rank,
+                name,
+                RULES[name],
+                experiment.options[name],
+                experiment.iterations,
+                experiment.rule.forgetting_factor,
+                experiment.rule.initial_accumulated_loss,
+                file,
+                progress or silent,
+            )
+        if progress is not None:
+            progress.end()
+    file.close()
+    rank.exchange.close()
+    comm.Barrier()
+    if comm.rank == 0:
+        recorder.finish(output)
+        print(f"{output.stem}: wrote {output}", flush=True)
+    comm.Barrier()

@@ -1,0 +1,61 @@
+"""Random streams keyed by (seed, purpose, agent), never by rank.
+
+A stream is one Philox counter sequence whose key comes from (seed, purpose). Every number in it has a fixed place:
+blocks of iterations follow one another, inside a block the items (agents, or edges), inside an item its iterations.
+A rank seeks to the places of its own items, so results do not depend on the number of ranks, and the iteration
+number is all the state there is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_WORDS_A_COUNTER = 4
+_LONGEST_BLOCK = 128
+
+
+def block_length(items: int, width: int, words: int = 2**16) -> int:
+    """Iterations in a block of about `words` numbers: a power of two, 1 to 128, set by the experiment alone."""
+    fitting = max(1, words // max(1, items * width))
+    return min(_LONGEST_BLOCK, 1 << (fitting.bit_length() - 1))
+
+
+class Stream:
+    """`width` numbers an iteration for each of `items` items, of which this rank uses `count` from `first` on.
+
+    Bits come from `Philox.random_raw`, which numpy keeps stable between releases (NEP 19).
+    """
+
+    def __init__(self, seed: int, purpose: str, items: int, width: int, first: int = 0, count: int | None = None):
+        sequence = np.random.SeedSequence(entropy=seed, spawn_key=tuple(purpose.encode()))
+        self._key = sequence.generate_state(2, np.uint64)
+        self._items, self._width, self._first = items, width, first
+        self._count = items - first if count is None else count
+        self.length = block_length(items, width)
+
+    def uniform(self, block: int) -> np.ndarray:
+        """Independent U[0, 1): float64 (length, count, width)."""
+        return (self._words(block, self._width) >> np.uint64(11)) * 2.0**-53
+
+    def normal(self, block: int) -> np.ndarray:
+        """Independent N(0, 1), two from two words (Box and Muller 1958): float64 (length, count, width)."""
+        pairs = -(-self._width // 2)
+        uniform = (self._words(block, 2 * pairs) >> np.uint64(11)) * 2.0**-53
+        radius = np.sqrt(-2.0 * np.log1p(-uniform[..., :pairs]))
+        angle = 2.0 * np.pi * uniform[..., pairs:]
+        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+        return both[..., : self._width]
+
+    def _words(self, block: int, width: int) -> np.ndarray:
+        """Raw bits of a block of iterations: uint64 (length, count, width)."""
+        used = self.length * width
+        counters = -(-used // _WORDS_A_COUNTER)
+        place = (block * self._items + self._first) * counters
+        raw = np.random.Philox(key=self._key, counter=place).random_raw(self._count * counters * _WORDS_A_COUNTER)
+        raw = raw.reshape(self._count, counters * _WORDS_A_COUNTER)[:, :used]
+        return raw.reshape(self._count, self.length, width).transpose(1, 0, 2)
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """A numpy generator for what is drawn once for all agents, alike on every rank (graph, attackers, places)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=tuple(purpose.encode()))))

@@ -1,0 +1,146 @@
+"""The location model: an agent measures direction and distance to a target and estimates where it is (P = 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mpi_resmtl.neighbourhoods import Neighbourhoods
+
+LossPosition = Literal["own", "neighbour"]
+Judge = Literal["measurement", "position"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A block of samples: direction u and distance d, and what follows from them."""
+
+    u: np.ndarray
+    """(B, A, 2)"""
+    q: np.ndarray
+    """(B, A, 2) x_k + d u, where the sample says the target is."""
+    signal: np.ndarray
+    """(B, 3, A) both components of u, and d + x_k.u."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations of the measurements: direction (A,), distance (A,)."""
+
+    direction: np.ndarray
+    distance: np.ndarray
+    scalar: bool
+    """The direction's noise is one number added to both components, instead of one for each."""
+
+
+def closed_form_risk(model: np.ndarray, target: np.ndarray, position: np.ndarray, noise: Noise) -> np.ndarray:
+    """E (d + x.u - m.u)^2 over u = e + v_u and d: (w - m)' (e e' + C) (w - m) + s_d^2.
+
+    `model` (..., A, 2), `target` and `position` (A, 2) -> (..., A). C is s_u^2 times the identity, or times the matrix
+    of ones where the noise is scalar; d + x.u - m.u = (w - m).u + v_d.
+    """
+    error = target - model
+    direction = target - position
+    direction = direction / np.sqrt((direction**2).sum(axis=-1, keepdims=True))
+    along = (error * direction).sum(axis=-1)
+    noisy = error.sum(axis=-1) ** 2 if noise.scalar else (error**2).sum(axis=-1)
+    return along**2 + noise.direction**2 * noisy + noise.distance**2
+
+
+class LocationTask:
+    """Agents first to first + A - 1 of n; `draw(block)` gives u (B, A, 2) and d (B, A)."""
+
+    parameters = 2
+    dtype = np.dtype(np.float64)
+
+    def __init__(
+        self,
+        draw: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        length: int,
+        initial: np.ndarray,
+        position: np.ndarray,
+        first: int,
+        step_size: float,
+        target: np.ndarray | None = None,
+        noise: Noise | None = None,
+        loss_position: LossPosition = "own",
+        judge: Judge = "measurement",
+    ):
+        """`initial` (A, 2) own models; `position` (n, 2) of all agents; `target` (A, 2), `noise` where known."""
+        self.length = length
+        self._draw, self._initial, self._step_size = draw, initial, step_size
+        self._all_positions, self._position = position, position[first : first + len(initial)]
+        self._target, self._noise = target, noise
+        self._loss_position, self._judge = loss_position, judge
+        self._offsets: dict[int, np.ndarray] = {}
+        self.measures = ("loss",)
+        if target is not None:
+            self.measures += ("msd",)
+            if noise is not None:
+                self.measures += ("risk_before", "risk_after")
+        self.keeps_intermediates = "risk_before" in self.measures
+
+    def start(self) -> np.ndarray:
+        """Initial models: float64 (A, 2)."""
+        return self._initial.copy()
+
+    def samples(self, block: int) -> Samples:
+        """The samples of iterations block * B and on."""
+        u, d = self._draw(block)
+        signal = np.empty((len(u), 3, u.shape[1]))
+        signal[:, :2] = u.transpose(0, 2, 1)
+        signal[:, 2] = d + (self._position * u).sum(axis=-1)
+        return Samples(u=u, q=self._position + d[..., None] * u, signal=signal)
+
+    def adapt(self, samples: Samples, i: int, theta: np.ndarray, psi: np.ndarray) -> None:
+        """psi = theta + mu (q - theta)."""
+        np.subtract(samples.q[i], theta, out=psi)
+        psi *= self._step_size
+        psi += theta
+
+    def lookahead(self, samples: Samples, i: int, psi: np.ndarray) -> np.ndarray:
+        """psi + mu (q - psi): (A, 2)."""
+        return psi + self._step_size * (samples.q[i] - psi)
+
+    def judge(self, samples: Samples, i: int, neighbourhoods: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
+        """(d_k + x_k.u_k - m.u_k)^2 for each message (E, 2), or norm(q_k - m)^2 where messages are judged by position.
+
+        With `loss_position = "neighbour"` x_l stands for x_k in a neighbour's loss, the published program's slip.
+        """
+        if self._judge == "position":
+            error = messages.T - samples.q[i].T.take(neighbourhoods.target, axis=1)
+            return error[0] * error[0] + error[1] * error[1]
+        if self._loss_position == "neighbour":
+            messages = messages - self._offset(neighbourhoods)
+        u0, u1, reading = samples.signal[i].take(neighbourhoods.target, axis=1)
+        m0, m1 = messages.T
+        u0 *= m0
+        u1 *= m1
+        reading -= u0
+        reading -= u1
+        reading *= reading
+        return reading
+
+    def measure(self, samples: Samples, psi: np.ndarray | None, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """Streaming loss of theta on the agent's sample; squared deviation and true risk where they can be known."""
+        signal = samples.signal[: len(theta)]
+        residual = signal[:, 2] - signal[:, 0] * theta[..., 0] - signal[:, 1] * theta[..., 1]
+        found = {"loss": residual**2}
+        if self._target is not None:
+            error = theta - self._target
+            found["msd"] = (error**2).sum(axis=-1)
+            if self._noise is not None:
+                found["risk_before"] = closed_form_risk(psi, self._target, self._position, self._noise)
+                found["risk_after"] = closed_form_risk(theta, self._target, self._position, self._noise)
+        return found
+
+    def _offset(self, neighbourhoods: Neighbourhoods) -> np.ndarray:
+        """x_l - x_k on each edge: (E, 2)."""
+        key = neighbourhoods.edges.start
+        if key not in self._offsets:
+            speaker = self._all_positions[neighbourhoods.source]
+            self._offsets[key] = speaker - self._position[neighbourhoods.target]
+        return self._offsets[key]

@@ -1,0 +1,263 @@
+"""Recorded streams: models, samples and messages from an HDF5 file, also the way to bring data of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import h5py
+import numpy as np
+from annotated_types import Ge, Gt
+
+from mpi_resmtl.errors import UserError
+from mpi_resmtl.graph import Graph, check_agents, sorted_edges
+from mpi_resmtl.streams import block_length
+from mpi_resmtl.tasks import TASKS, Scene, Task
+from mpi_resmtl.tasks.classifier import ClassifierTask, Optimizer, Samples
+from mpi_resmtl.tasks.digit_cnn import DigitCNN
+from mpi_resmtl.tasks.linear_classifier import LinearClassifier
+from mpi_resmtl.tasks.location import Judge, LocationTask, LossPosition
+
+_RECORDED_MODELS = 2**25
+"""Numbers in all the models of a stream up to which they are recorded unless asked otherwise."""
+
+MODELS = ("location", "linear-classifier", "digit-cnn")
+
+
+@dataclass
+class Parameters:
+    """The study's own table; what the file says of itself is the default."""
+
+    name: Literal["recorded"] = "recorded"
+    file: Annotated[str, "recorded stream"] = ""
+    step_size: Annotated[float, Gt(0), "mu"] = 0.1
+    optimizer: Annotated[Optimizer, "of a classifier"] = "sgd"
+    loss_position: Annotated[
+        LossPosition, "whose position enters the loss of a neighbour's message; `neighbour` is a slip"
+    ] = "own"
+    judge: Annotated[Judge, "the loss by which messages are judged"] = "measurement"
+    length: Annotated[int, Ge(0), "iterations in the file"] = 0
+
+
+@TASKS.named("recorded")
+class RecordedStream:
+    """Replays a recorded stream: a location, a linear classifier or the digit network."""
+
+    Parameters = Parameters
+    unit = "iterations"
+
+    @staticmethod
+    def defaults(tables: dict[str, Any]) -> dict[str, Any]:
+        """What the file says of itself: constants, length, graph, who is Byzantine and what they send.
+
+        Every iteration's weights are recorded, and its models where they are few.
+        """
+        name = tables["task"].get("file")
+        if not isinstance(name, str) or not name:
+            raise UserError("a recorded stream needs its file: --set task.file=FILE")
+        with opened(name) as file:
+            length, _ = _checked_shape(file, name)
+            byzantine = _dataset(file, name, "agent/byzantine")[()].astype(np.int64).tolist()
+            models = length * file["agent/initial"].size
+            attrs = {key: file.attrs[key] for key in file.attrs}
+        brought = {
+            "iterations": length,
+            "task": {"length": length},
+            "graph": {"kind": "recorded"},
+            "byzantine": {"agents": byzantine},
+            "rule": {},
+            "record": {"weights": 1, "models": int(models <= _RECORDED_MODELS)},
+        }
+        numbers = {"step_size": "task", "forgetting_factor": "rule", "initial_accumulated_loss": "rule"}
+        for key, table in numbers.items():
+            if key in attrs:
+                brought[table][key] = _number(attrs[key], name, key)
+        if "optimizer" in attrs:
+            brought["task"]["optimizer"] = str(attrs["optimizer"])
+        asked = tables.get("byzantine", {})
+        if "count" in asked:
+            brought["byzantine"] = {}
+        if byzantine and asked.get("attack", "recorded") == "recorded":
+            brought["byzantine"] |= {"attack": "recorded", "file": name}
+        return brought
+
+    @staticmethod
+    def scene(parameters: Parameters, seed: int) -> Scene:
+        """Graph, positions and targets of the file; agents of one target are one group."""
+        name = parameters.file
+        with opened(name) as file:
+            _, agents = _checked_shape(file, name)
+            edge = _dataset(file, name, "graph/edge")[()]
+            if edge.ndim != 2 or edge.shape[1] != 2 or edge.dtype.kind not in "iu":
+                raise UserError(f"{name}: /graph/edge is {edge.dtype} {edge.shape}, expected integers (E, 2)")
+            check_agents(edge, agents, f"{name}: /graph/edge")
+            place = {
+                key: _finite(file, name, f"agent/{key}", (agents, 2)) if f"agent/{key}" in file else None
+                for key in ("position", "target")
+            }
+        group = np.zeros(agents, np.int32)
+        if place["target"] is not None:
+            group = np.unique(place["target"], axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
+        return Scene(
+            group=group,
+            data="recorded",
+            data_sha256=_sha256(Path(name)),
+            edge=sorted_edges(edge, agents, directed=True),
+            **place,
+        )
+
+    @staticmethod
+    def task(parameters: Parameters, graph: Graph, seed: int, first: int, count: int) -> Task:
+        """Reads the columns of this rank's agents alone, a block of iterations at a time."""
+        name, own = parameters.file, slice(first, first + count)
+        with opened(name) as file:
+            model, inputs = str(file.attrs["model"]), _dataset(file, name, "stream/x").shape[3:]
+            classes = int(file.attrs.get("classes", 0))
+            initial = _finite(file, name, "agent/initial", (graph.agents, None))[own]
+        stream = _Columns(name, own, graph.agents)
+        if model == "location":
+            return LocationTask(
+                stream.location,
+                stream.length,
+                initial=initial.astype(np.float64),
+                position=graph.position,
+                first=first,
+                step_size=parameters.step_size,
+                target=None if graph.target is None else graph.target[own],
+                loss_position=parameters.loss_position,
+                judge=parameters.judge,
+            )
+        network = LinearClassifier(inputs[0], classes) if model == "linear-classifier" else DigitCNN()
+        stream.classes = classes
+        if initial.shape[1] != network.parameters:
+            raise UserError(
+                f"{name}: /agent/initial has models of {initial.shape[1]} parameters; "
+                f"{model} of {inputs[0]} inputs and {classes} classes has {network.parameters}"
+            )
+        return ClassifierTask(
+            network,
+            stream.batches,
+            stream.length,
+            initial=np.ascontiguousarray(initial, np.float32),
+            step_size=parameters.step_size,
+            optimizer=parameters.optimizer,
+        )
+
+
+class _Columns:
+    """The samples of a run of agents, read a block of iterations at a time."""
+
+    def __init__(self, name: str, own: slice, agents: int):
+        self._name, self._own = name, own
+        self.classes = 0
+        with opened(name) as file:
+            shape = file["stream/x"].shape
+        self.length = block_length(agents, int(np.prod(shape[2:])) + 1, words=2**20)
+
+    def location(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """u (b, A, 2) and d (b, A)."""
+        x, y, _ = self._read(block)
+        return x.astype(np.float64), y.astype(np.float64)
+
+    def batches(self, block: int) -> Samples:
+        """Batches of a classifier."""
+        x, y, active = self._read(block)
+        if y.size and (y.min() < 0 or y.max() >= self.classes):
+            raise UserError(f"{self._name}: /stream/y has labels outside 0 to {self.classes - 1}")
+        return Samples(np.ascontiguousarray(x, np.float32), y.astype(np.int64), active)
+
+    def _read(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        rows = slice(block * self.length, (block + 1) * self.length)
+        with opened(self._name) as file:
+            x, y = (file[f"stream/{part}"][rows, self._own] for part in "xy")
+            active = file["stream/active"][rows, self._own] if "stream/active" in file else None
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            raise UserError(f"{self._name}: /stream has values that are not finite in iterations {rows.start + 1} on")
+        return x, y, active
+
+
+@contextmanager
+def opened(name: str) -> Iterator[h5py.File]:
+    """The file, read only; raises UserError when it is missing or not a whole HDF5 file."""
+    if not Path(name).is_file():
+        raise UserError(f"task.file: no such file: {name}")
+    try:
+        with h5py.File(name, "r") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{name}: not a whole HDF5 file: {str(error).splitlines()[0]}") from None
+
+
+def _dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
+    if not isinstance(file.get(path), h5py.Dataset):
+        raise UserError(f"{name}: has no /{path}")
+    return file[path]
+
+
+def _finite(file: h5py.File, name: str, path: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """A dataset of numbers whose shape and values are as they must be; None stands for any length."""
+    found = _dataset(file, name, path)
+    fits = len(found.shape) == len(shape) and all(w in (None, f) for w, f in zip(shape, found.shape, strict=True))
+    if not fits or found.dtype.kind not in "fiu":
+        raise UserError(f"{name}: /{path} is {found.dtype} {found.shape}, expected numbers {shape}")
+    values = found[()]
+    if not np.isfinite(values).all():
+        raise UserError(f"{name}: /{path} has values that are not finite")
+    return values
+
+
+def _checked_shape(file: h5py.File, name: str) -> tuple[int, int]:
+    """(T, n) of a stream whose parts fit together."""
+    model = file.attrs.get("model")
+    if model not in MODELS:
+        raise UserError(f"{name}: attribute model is {model!r}, expected one of {', '.join(MODELS)}")
+    x, y = _dataset(file, name, "stream/x"), _dataset(file, name, "stream/y")
+    initial = _dataset(file, name, "agent/initial")
+    _dataset(file, name, "graph/edge")
+    byzantine = _dataset(file, name, "agent/byzantine")
+    if initial.ndim != 2 or x.ndim < 3 or 0 in x.shape or x.shape[1] != initial.shape[0]:
+        raise UserError(
+            f"{name}: /stream/x {x.shape} and /agent/initial {initial.shape} do not fit (T, n, ...) and (n, P)"
+        )
+    length, agents = x.shape[:2]
+    wanted = x.shape[:2] if model == "location" else x.shape[:3]
+    if y.shape != wanted or (model != "location" and y.dtype.kind not in "iu"):
+        raise UserError(f"{name}: /stream/y is {y.dtype} {y.shape}, expected {wanted}, labels as integers")
+    last = {
+        "location": x.shape[2:] == (2,),
+        "linear-classifier": x.ndim == 4,
+        "digit-cnn": x.shape[3:] == (784,),
+    }
+    if not last[model]:
+        raise UserError(f"{name}: /stream/x is {x.shape}, which {model} does not take")
+    if model == "location":
+        if initial.shape[1] != 2:
+            raise UserError(f"{name}: /agent/initial is {initial.shape}, expected ({agents}, 2)")
+        if "agent/position" not in file:
+            raise UserError(f"{name}: has no /agent/position")
+    elif "classes" not in file.attrs or int(file.attrs["classes"]) < 2:
+        raise UserError(f"{name}: attribute classes is missing or below 2")
+    if "stream/active" in file and file["stream/active"].shape != x.shape[:2]:
+        raise UserError(f"{name}: /stream/active is {file['stream/active'].shape}, expected {x.shape[:2]}")
+    attackers = byzantine[()]
+    if attackers.ndim != 1 or (
+        attackers.size and (attackers.dtype.kind not in "iu" or (np.diff(attackers) <= 0).any())
+    ):
+        raise UserError(f"{name}: /agent/byzantine must hold agents in ascending order")
+    return int(length), int(agents)
+
+
+def _number(value: Any, name: str, key: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}: attribute {key} is {value!r}, expected a number") from None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
