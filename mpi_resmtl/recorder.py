@@ -356,7 +356,7 @@ class Recorder:
 
 def temporary(path: Path) -> Path:
     """Where the file grows until it is whole."""
-    return path.with_name(path.name + ".part")
+    return path.parent / f"{path.name}.part"
 
 
 def finish(path: Path) -> None:

@@ -16,10 +16,8 @@ Judge = Literal["measurement", "position"]
 
 @dataclass(frozen=True)
 class Samples:
-    """A block of samples: direction u and distance d, and what follows from them."""
+    """A block of samples, as what is computed with: where a sample points to, and its loss as a function of m."""
 
-    u: np.ndarray
-    """(B, A, 2)"""
     q: np.ndarray
     """(B, A, 2) x_k + d u, where the sample says the target is."""
     signal: np.ndarray
@@ -42,12 +40,17 @@ def closed_form_risk(model: np.ndarray, target: np.ndarray, position: np.ndarray
     `model` (..., A, 2), `target` and `position` (A, 2) -> (..., A). C is s_u^2 times the identity, or times the matrix
     of ones where the noise is scalar; d + x.u - m.u = (w - m).u + v_d.
     """
-    error = target - model
-    direction = target - position
-    direction = direction / np.sqrt((direction**2).sum(axis=-1, keepdims=True))
-    along = (error * direction).sum(axis=-1)
-    noisy = error.sum(axis=-1) ** 2 if noise.scalar else (error**2).sum(axis=-1)
+    towards = direction_to(target, position)
+    x, y = np.moveaxis(target - model, -1, 0)
+    along = x * towards[:, 0] + y * towards[:, 1]
+    noisy = (x + y) ** 2 if noise.scalar else x * x + y * y
     return along**2 + noise.direction**2 * noisy + noise.distance**2
+
+
+def direction_to(target: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """e = (w - x) / norm(w - x): (A, 2)."""
+    away = target - position
+    return away / np.sqrt((away * away).sum(axis=-1, keepdims=True))
 
 
 class LocationTask:
@@ -90,10 +93,13 @@ class LocationTask:
     def samples(self, block: int) -> Samples:
         """The samples of iterations block * B and on."""
         u, d = self._draw(block)
+        q = d[..., None] * u
+        q += self._position
         signal = np.empty((len(u), 3, u.shape[1]))
         signal[:, :2] = u.transpose(0, 2, 1)
-        signal[:, 2] = d + (self._position * u).sum(axis=-1)
-        return Samples(u=u, q=self._position + d[..., None] * u, signal=signal)
+        x, y = self._position.T
+        signal[:, 2] = x * signal[:, 0] + y * signal[:, 1] + d
+        return Samples(q=q, signal=signal)
 
     def adapt(self, samples: Samples, i: int, theta: np.ndarray, psi: np.ndarray) -> None:
         """psi = theta + mu (q - theta)."""
@@ -126,13 +132,15 @@ class LocationTask:
 
     def measure(self, samples: Samples, psi: np.ndarray | None, theta: np.ndarray) -> dict[str, np.ndarray]:
         """Streaming loss of theta on the agent's sample; squared deviation and true risk where they can be known."""
-        signal = samples.signal[: len(theta)]
-        residual = signal[:, 2] - signal[:, 0] * theta[..., 0] - signal[:, 1] * theta[..., 1]
-        found = {"loss": residual**2}
+        u0, u1, reading = np.moveaxis(samples.signal[: len(theta)], 1, 0)
+        theta = _by_component(theta)
+        residual = reading - u0 * theta[..., 0] - u1 * theta[..., 1]
+        found = {"loss": residual * residual}
         if self._target is not None:
-            error = theta - self._target
-            found["msd"] = (error**2).sum(axis=-1)
+            x, y = np.moveaxis(theta - self._target, -1, 0)
+            found["msd"] = x * x + y * y
             if self._noise is not None:
+                psi = _by_component(psi)
                 found["risk_before"] = closed_form_risk(psi, self._target, self._position, self._noise)
                 found["risk_after"] = closed_form_risk(theta, self._target, self._position, self._noise)
         return found
@@ -144,3 +152,8 @@ class LocationTask:
             speaker = self._all_positions[neighbourhoods.source]
             self._offsets[key] = speaker - self._position[neighbourhoods.target]
         return self._offsets[key]
+
+
+def _by_component(models: np.ndarray) -> np.ndarray:
+    """The same (..., A, 2) stored component by component, on which numpy is several times faster."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(models, -1, 0)), 0, -1)

@@ -12,7 +12,7 @@ from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.streams import Stream, generator
 from mpi_resmtl.tasks import TASKS, Scene
-from mpi_resmtl.tasks.location import Judge, LocationTask, LossPosition, Noise
+from mpi_resmtl.tasks.location import Judge, LocationTask, LossPosition, Noise, direction_to
 
 Interval = Annotated[list[Annotated[float, Ge(0)]], Len(2, 2)]
 
@@ -91,15 +91,15 @@ class TargetLocalization:
         """Samples d = (w - x).u + v_d, u = e + v_u with e = (w - x)/norm(w - x); v ~ N(0, an agent's deviation)."""
         noise = _noise(parameters, seed, slice(first, first + count))
         own = slice(first, first + count)
-        away = graph.target[own] - graph.position[own]
-        towards = away / np.sqrt((away**2).sum(axis=-1, keepdims=True))
+        towards = direction_to(graph.target[own], graph.position[own])
+        away_x, away_y = (graph.target[own] - graph.position[own]).T
         stream = Stream(seed, "sample", parameters.agents, 3, first, count)
 
         def draw(block: int) -> tuple[np.ndarray, np.ndarray]:
             normal = stream.normal(block)
             v_u = normal[..., :1] if noise.scalar else normal[..., :2]
             u = towards + noise.direction[:, None] * v_u
-            return u, (away * u).sum(axis=-1) + noise.distance * normal[..., 2]
+            return u, away_x * u[..., 0] + away_y * u[..., 1] + noise.distance * normal[..., 2]
 
         return LocationTask(
             draw,
