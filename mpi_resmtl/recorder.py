@@ -65,6 +65,18 @@ class Layout:
         return kept if kept.size and kept[-1] == self.iterations else np.append(kept, self.iterations)
 
 
+@dataclass(frozen=True)
+class About:
+    """What the file says of the run in its attributes."""
+
+    config: str
+    """The whole resolved TOML."""
+    seed: int
+    data: str
+    """"generated", "recorded", "real" or "stand-in"."""
+    data_sha256: str
+
+
 def versions() -> dict[str, str | None]:
     """Versions of all that a result depends on."""
     from importlib.metadata import PackageNotFoundError, version
@@ -101,16 +113,7 @@ def _git_commit() -> str | None:
     return commit.stdout.strip() + ("+" if changed.returncode else "") if commit.returncode == 0 else None
 
 
-def create(
-    path: Path,
-    layout: Layout,
-    graph: Graph,
-    rules: dict[str, bool],
-    config: str,
-    seed: int,
-    data: str,
-    sha256: str,
-) -> None:
+def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, bool], about: About) -> None:
     """Lay out the whole file at `path`, every dataset at its full size; called by rank 0.
 
     `rules` says of each rule whether something is accumulated about messages.
@@ -119,13 +122,13 @@ def create(
         file.attrs.update(
             {
                 "schema": SCHEMA,
-                "config": config,
-                "seed": seed,
+                "config": about.config,
+                "seed": about.seed,
                 "ranks": layout.ranks,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "versions": json.dumps(versions()),
-                "data": data,
-                "data_sha256": sha256,
+                "data": about.data,
+                "data_sha256": about.data_sha256,
                 "rules": json.dumps(list(rules)),
             }
         )

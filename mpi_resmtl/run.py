@@ -12,17 +12,17 @@ import numpy as np
 from mpi4py import MPI
 
 from mpi_resmtl import recorder
-from mpi_resmtl.attacks import ATTACKS, Stage
+from mpi_resmtl.attacks import ATTACKS, Messages, Stage
 from mpi_resmtl.config import Experiment
 from mpi_resmtl.diffusion import Rank, diffuse
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.exchange import Exchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.neighbourhoods import tiles
-from mpi_resmtl.partition import Share, partition, shares
+from mpi_resmtl.partition import Partition, Share, partition, shares
 from mpi_resmtl.progress import Progress, silent
 from mpi_resmtl.rules import RULES
-from mpi_resmtl.tasks import TASKS
+from mpi_resmtl.tasks import TASKS, Task
 
 Result = TypeVar("Result")
 
@@ -67,6 +67,8 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     study = TASKS[experiment.task.name]
     scene = study.scene(experiment.task, experiment.seed)
     agents = len(scene.group)
+    if scene.length is not None and experiment.iterations > scene.length:
+        raise UserError(f"iterations = {experiment.iterations}: the data last for {scene.length}")
     edge = scene.edge
     if edge is None:
         edge = build_edges(experiment.topology, experiment.graph, agents, scene.position, experiment.seed)
@@ -88,12 +90,23 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
         planned.graph = Graph(graph.edge[:0], graph.byzantine, graph.group, graph.position, graph.target)
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
-    return planned, graph, together(comm, lambda: _rank(comm, planned, share))
+    part, task, attack = together(comm, lambda: _local(planned, share, comm.rank))
+    rows = np.zeros((part.rows, task.parameters), task.dtype)
+    rank = Rank(
+        partition=part,
+        task=task,
+        attack=attack,
+        exchange=Exchange(comm, part, rows),
+        rows=rows,
+        tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters)),
+    )
+    return planned, graph, rank
 
 
-def _rank(comm: MPI.Comm, planned: Plan, share: Share) -> Rank:
+def _local(planned: Plan, share: Share, number: int) -> tuple[Partition, Task, Messages]:
+    """What a rank makes by itself, and a user's data may be wrong in; nothing collective."""
     experiment, known = planned.experiment, planned.graph
-    part = partition(share, comm.rank, known.byzantine)
+    part = partition(share, number, known.byzantine)
     study = TASKS[experiment.task.name]
     task = study.task(experiment.task, known, experiment.seed, part.first, part.count)
     stage = Stage(
@@ -107,20 +120,11 @@ def _rank(comm: MPI.Comm, planned: Plan, share: Share) -> Rank:
         first=part.spoken_first,
         total=part.spoken_total,
     )
-    rows = np.zeros((part.rows, task.parameters), task.dtype)
-    return Rank(
-        partition=part,
-        task=task,
-        attack=ATTACKS[experiment.byzantine.attack].prepare(experiment.attack, stage),
-        exchange=Exchange(comm, part, rows),
-        rows=rows,
-        tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters)),
-    )
+    return part, task, ATTACKS[experiment.byzantine.attack].prepare(experiment.attack, stage)
 
 
-def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite: bool) -> None:
-    """Run every rule of an experiment and write the result file; collective. Raises Refused after a user's error."""
-    planned, graph, rank = prepare(comm, load)
+def open_recorder(comm: MPI.Comm, planned: Plan, graph: Graph | None, rank: Rank, path: Path) -> recorder.Recorder:
+    """Lay out the result file at `path` and open it on all ranks; collective."""
     experiment, task = planned.experiment, rank.task
     layout = recorder.Layout(
         iterations=experiment.iterations,
@@ -133,43 +137,50 @@ def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite:
         edges=planned.edges,
         ranks=comm.size,
     )
-    growing = recorder.temporary(output)
+    accumulates = {name: RULES[name].judged_by is not None for name in experiment.rules}
 
     def create() -> None:
-        recorder.check_output(output, overwrite)
-        accumulates = {name: RULES[name].judged_by is not None for name in experiment.rules}
-        recorder.create(
-            growing,
-            layout,
-            graph,
-            accumulates,
-            experiment.toml(),
-            experiment.seed,
-            planned.data,
-            planned.data_sha256,
-        )
+        about = recorder.About(experiment.toml(), experiment.seed, planned.data, planned.data_sha256)
+        recorder.create(path, layout, graph, accumulates, about)
 
     on_root(comm, create)
-    file = recorder.Recorder(comm, growing, layout, rank.partition, planned.graph.byzantine)
-    if comm.rank == 0 and not file.parallel:
-        print("h5py has no MPI: rank 0 gathers and writes the result file", file=sys.stderr, flush=True)
+    return recorder.Recorder(comm, path, layout, rank.partition, planned.graph.byzantine)
+
+
+def diffuse_rule(
+    rank: Rank, name: str, experiment: Experiment, record: recorder.Recorder, progress: Callable[[int], None] = silent
+) -> None:
+    """Run one rule of an experiment; numbers that overflow are an attack's doing and handled where they matter."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        diffuse(
+            rank,
+            name,
+            RULES[name],
+            experiment.options[name],
+            experiment.iterations,
+            experiment.rule.forgetting_factor,
+            experiment.rule.initial_accumulated_loss,
+            record,
+            progress,
+        )
+
+
+def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite: bool) -> None:
+    """Run every rule of an experiment and write the result file; collective. Raises Refused after a user's error."""
+    on_root(comm, lambda: recorder.check_output(output, overwrite))
+    planned, graph, rank = prepare(comm, load)
+    experiment = planned.experiment
+    record = open_recorder(comm, planned, graph, rank, recorder.temporary(output))
+    if comm.rank == 0 and not record.parallel:
+        print("mpi-resmtl: h5py has no MPI; rank 0 gathers and writes the result file", file=sys.stderr, flush=True)
     for name in experiment.rules:
-        progress = Progress(f"{output.stem}: {name}", experiment.iterations) if comm.rank == 0 else None
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            diffuse(
-                rank,
-                name,
-                RULES[name],
-                experiment.options[name],
-                experiment.iterations,
-                experiment.rule.forgetting_factor,
-                experiment.rule.initial_accumulated_loss,
-                file,
-                progress or silent,
-            )
-        if progress is not None:
+        if comm.rank:
+            diffuse_rule(rank, name, experiment, record)
+        else:
+            progress = Progress(f"{output.stem}: {name}", experiment.iterations)
+            diffuse_rule(rank, name, experiment, record, progress)
             progress.end()
-    file.close()
+    record.close()
     rank.exchange.close()
     comm.Barrier()
     if comm.rank == 0:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -43,6 +44,13 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
     assert "wrote" not in done.stdout
     for word in words:
         assert word in done.stderr
+
+
+def assert_all_refused(cases: dict[tuple, tuple[str, ...]]) -> None:
+    """Each script with its arguments is refused in its words; two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        for done, words in zip(pool.map(lambda case: script(*case), cases), cases.values(), strict=True):
+            assert_refused(done, *words)
 
 
 @pytest.fixture(scope="session")
@@ -130,15 +138,18 @@ def test_a_file_that_is_no_whole_run_is_refused_in_one_line(runs, changed, tmp_p
     cut.write_bytes(runs["fig1c"].read_bytes()[:100_000])
     growing = tmp_path / "run.h5.part"
     shutil.copy(runs["fig1c"], growing)
-    out = tmp_path / "out"
-
-    assert_refused(script("figure1", text, "-o", out), "text.h5", "not a whole HDF5 file")
-    assert_refused(script("weights", cut, "-o", out), "cut.h5", "not a whole HDF5 file")
-    assert_refused(script("figure1", growing, "-o", out), "run.h5.part", "not finished")
-    assert_refused(script("weights", tmp_path / "nowhere.h5", "-o", out), "nowhere.h5", "no such file")
     other = changed(lambda file: file.attrs.modify("schema", "mpi-resmtl/0"))
-    for name in ("figure1", "weights"):
-        assert_refused(script(name, other, "-o", out), "'mpi-resmtl/0'", "'mpi-resmtl/1'")
+    out = tmp_path / "out"
+    assert_all_refused(
+        {
+            ("figure1", text, "-o", out): ("text.h5", "not a whole HDF5 file"),
+            ("weights", cut, "-o", out): ("cut.h5", "not a whole HDF5 file"),
+            ("figure1", growing, "-o", out): ("run.h5.part", "not finished"),
+            ("weights", tmp_path / "nowhere.h5", "-o", out): ("nowhere.h5", "no such file"),
+            ("figure1", other, "-o", out): ("'mpi-resmtl/0'", "'mpi-resmtl/1'"),
+            ("weights", other, "-o", out): ("'mpi-resmtl/0'", "'mpi-resmtl/1'"),
+        }
+    )
     assert not out.exists()
 
 
@@ -154,25 +165,26 @@ def test_a_rule_that_diverged_is_drawn_and_not_taken_for_unfinished(changed, tmp
     def diverge(file: h5py.File) -> None:
         file["rule/average/loss"][5:] = np.nan
 
-    done = script("figure1", changed(diverge), "-o", tmp_path)
+    done = script("figure1", changed(diverge), "--rules", "average,loss", "-o", tmp_path)
     assert done.returncode == 0, done.stderr
     assert_drawn(tmp_path / "figure1b")
 
 
 def test_a_rule_or_weights_that_are_missing_are_refused(runs, changed, tmp_path):
-    out = tmp_path / "out"
-    missing = script("figure1", runs["fig1c"], "--rules", "none,median", "-o", out)
-    assert_refused(missing, "'median'", "none, average, distance, loss")
-    assert_refused(script("weights", runs["fig1c"], "--rule", "median", "-o", out), "'median'", "fig1c.h5")
-    assert_refused(script("weights", runs["fig1c"], "--iteration", 7, "-o", out), "iteration 7", "10, 20, 30")
-
     def forget(file: h5py.File) -> None:
         del file["rule/none/weight"]
         file["rule/loss/weight"][...] = np.nan
 
-    forgotten = changed(forget)
-    assert_refused(script("weights", forgotten, "--rule", "none", "-o", out), "record.weights")
-    assert_refused(script("weights", forgotten, "-o", out), "'loss' has no weights")
+    run, forgotten, out = runs["fig1c"], changed(forget), tmp_path / "out"
+    assert_all_refused(
+        {
+            ("figure1", run, "--rules", "none,median", "-o", out): ("'median'", "none, average, distance, loss"),
+            ("weights", run, "--rule", "median", "-o", out): ("'median'", "fig1c.h5"),
+            ("weights", run, "--iteration", 7, "-o", out): ("iteration 7", "10, 20, 30"),
+            ("weights", forgotten, "--rule", "none", "-o", out): ("record.weights",),
+            ("weights", forgotten, "-o", out): ("'loss' has no weights",),
+        }
+    )
     assert not out.exists()
 
 

@@ -43,7 +43,7 @@ def test_samples_have_the_noise_that_the_study_says(noise: str):
     task, scene = study(agents=40, noise=noise, noisy_agents=0, direction_noise=[0.015, 0.015])
     away = scene.target - scene.position
     towards = away / np.linalg.norm(away, axis=1, keepdims=True)
-    u, d = (np.concatenate(parts) for parts in zip(*(task._draw(b) for b in range(400)), strict=True))
+    u, d = (np.concatenate(parts) for parts in zip(*(task.draw(b) for b in range(400)), strict=True))
     v_u, v_d = u - towards, d - (away * u).sum(axis=-1)
     np.testing.assert_allclose(v_u.std(), 0.015, rtol=0.01)
     assert (v_d.std(axis=0) > 0.09).all()
@@ -81,7 +81,7 @@ def complete_tile(agents: int):
 def test_a_message_is_judged_by_its_loss_on_the_hearers_sample():
     task, tile = located(), complete_tile(3)
     samples = task.samples(0)
-    (u, d), x = task._draw(0), task._position
+    (u, d), x = task.draw(0), task._position
     messages = np.random.default_rng(1).normal(size=(9, 2))
     for i in range(4):
         found = task.judge(samples, i, tile, messages)
@@ -94,7 +94,7 @@ def test_a_message_is_judged_by_its_loss_on_the_hearers_sample():
 def test_the_slip_uses_the_speakers_position_for_neighbours_alone():
     task, tile = located(loss_position="neighbour"), complete_tile(3)
     samples = task.samples(0)
-    (u, d), x = task._draw(0), task._position
+    (u, d), x = task.draw(0), task._position
     messages = np.random.default_rng(1).normal(size=(9, 2))
     found = task.judge(samples, 2, tile, messages)
     for e in range(9):
@@ -106,7 +106,7 @@ def test_the_slip_uses_the_speakers_position_for_neighbours_alone():
 def test_judged_by_position_a_message_is_compared_with_where_the_sample_points():
     task, tile = located(judge="position"), complete_tile(3)
     samples = task.samples(0)
-    (u, d), x = task._draw(0), task._position
+    (u, d), x = task.draw(0), task._position
     messages = np.random.default_rng(1).normal(size=(9, 2))
     found = task.judge(samples, 1, tile, messages)
     for e in range(9):

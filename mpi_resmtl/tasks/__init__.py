@@ -59,6 +59,8 @@ class Scene:
     target: np.ndarray | None = None
     edge: np.ndarray | None = None
     """(E, 2) where the task brings its own graph."""
+    length: int | None = None
+    """Iterations after which the data end; None: never."""
 
 
 class Study(Protocol):

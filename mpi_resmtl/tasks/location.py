@@ -74,7 +74,7 @@ class LocationTask:
     ):
         """`initial` (A, 2) own models; `position` (n, 2) of all agents; `target` (A, 2), `noise` where known."""
         self.length = length
-        self._draw, self._initial, self._step_size = draw, initial, step_size
+        self.draw, self._initial, self._step_size = draw, initial, step_size
         self._all_positions, self._position = position, position[first : first + len(initial)]
         self._target, self._noise = target, noise
         self._loss_position, self._judge = loss_position, judge
@@ -92,7 +92,7 @@ class LocationTask:
 
     def samples(self, block: int) -> Samples:
         """The samples of iterations block * B and on."""
-        u, d = self._draw(block)
+        u, d = self.draw(block)
         q = d[..., None] * u
         q += self._position
         signal = np.empty((len(u), 3, u.shape[1]))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph, check_agents, sorted_edges
@@ -40,7 +40,6 @@ class Parameters:
         LossPosition, "whose position enters the loss of a neighbour's message; `neighbour` is a slip"
     ] = "own"
     judge: Annotated[Judge, "the loss by which messages are judged"] = "measurement"
-    length: Annotated[int, Ge(0), "iterations in the file"] = 0
 
 
 @TASKS.named("recorded")
@@ -66,7 +65,7 @@ class RecordedStream:
             attrs = {key: file.attrs[key] for key in file.attrs}
         brought = {
             "iterations": length,
-            "task": {"length": length},
+            "task": {},
             "graph": {"kind": "recorded"},
             "byzantine": {"agents": byzantine},
             "rule": {},
@@ -90,7 +89,7 @@ class RecordedStream:
         """Graph, positions and targets of the file; agents of one target are one group."""
         name = parameters.file
         with opened(name) as file:
-            _, agents = _checked_shape(file, name)
+            length, agents = _checked_shape(file, name)
             edge = _dataset(file, name, "graph/edge")[()]
             if edge.ndim != 2 or edge.shape[1] != 2 or edge.dtype.kind not in "iu":
                 raise UserError(f"{name}: /graph/edge is {edge.dtype} {edge.shape}, expected integers (E, 2)")
@@ -107,6 +106,7 @@ class RecordedStream:
             data="recorded",
             data_sha256=_sha256(Path(name)),
             edge=sorted_edges(edge, agents, directed=True),
+            length=length,
             **place,
         )
 
@@ -118,7 +118,8 @@ class RecordedStream:
             model, inputs = str(file.attrs["model"]), _dataset(file, name, "stream/x").shape[3:]
             classes = int(file.attrs.get("classes", 0))
             initial = _finite(file, name, "agent/initial", (graph.agents, None))[own]
-        stream = _Columns(name, own, graph.agents)
+        stream = _Columns(name, own, graph.agents, classes)
+        stream.check()
         if model == "location":
             return LocationTask(
                 stream.location,
@@ -132,7 +133,6 @@ class RecordedStream:
                 judge=parameters.judge,
             )
         network = LinearClassifier(inputs[0], classes) if model == "linear-classifier" else DigitCNN()
-        stream.classes = classes
         if initial.shape[1] != network.parameters:
             raise UserError(
                 f"{name}: /agent/initial has models of {initial.shape[1]} parameters; "
@@ -151,12 +151,25 @@ class RecordedStream:
 class _Columns:
     """The samples of a run of agents, read a block of iterations at a time."""
 
-    def __init__(self, name: str, own: slice, agents: int):
-        self._name, self._own = name, own
-        self.classes = 0
+    def __init__(self, name: str, own: slice, agents: int, classes: int):
+        """`classes` is 0 for a location."""
+        self._name, self._own, self._classes = name, own, classes
         with opened(name) as file:
             shape = file["stream/x"].shape
+        self._iterations = shape[0]
         self.length = block_length(agents, int(np.prod(shape[2:])) + 1, words=2**20)
+
+    def check(self) -> None:
+        """Read everything once; raises UserError where a number is not finite or a label out of range."""
+        for block in range(-(-self._iterations // self.length)):
+            x, y, _ = self._read(block)
+            if not (np.isfinite(x).all() and np.isfinite(y).all()):
+                first = block * self.length + 1
+                raise UserError(
+                    f"{self._name}: /stream has values that are not finite in iteration {first} or soon after"
+                )
+            if self._classes and (y.min() < 0 or y.max() >= self._classes):
+                raise UserError(f"{self._name}: /stream/y has labels outside 0 to {self._classes - 1}")
 
     def location(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """u (b, A, 2) and d (b, A)."""
@@ -166,8 +179,6 @@ class _Columns:
     def batches(self, block: int) -> Samples:
         """Batches of a classifier."""
         x, y, active = self._read(block)
-        if y.size and (y.min() < 0 or y.max() >= self.classes):
-            raise UserError(f"{self._name}: /stream/y has labels outside 0 to {self.classes - 1}")
         return Samples(np.ascontiguousarray(x, np.float32), y.astype(np.int64), active)
 
     def _read(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -175,8 +186,6 @@ class _Columns:
         with opened(self._name) as file:
             x, y = (file[f"stream/{part}"][rows, self._own] for part in "xy")
             active = file["stream/active"][rows, self._own] if "stream/active" in file else None
-        if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            raise UserError(f"{self._name}: /stream has values that are not finite in iterations {rows.start + 1} on")
         return x, y, active
 
 
