@@ -105,7 +105,7 @@ install_serial() {
 # PyTorch is pinned because a plain `torch` takes the newest there is, which for x86_64 is a CUDA build of gigabytes,
 # even where pip knows a CPU build. Where it knows none of this version, name one in TORCH, or leave it out.
 install_package() {
-    local extras=analysis,test${TORCH:+,networks}
+    local extras=test${TORCH:+,networks}
     say "mpi-resmtl with its extras $extras ${TORCH:+and $TORCH}"
     pip install --no-build-isolation --editable "${root}[$extras]" ${TORCH:+"$TORCH"}
 }

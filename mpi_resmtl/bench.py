@@ -205,7 +205,7 @@ def _plain_loop(planned: Plan, graph: Graph, rank: Rank) -> Callable[[], float] 
         "x": np.concatenate([u for u, _ in drawn])[:length],
         "y": np.concatenate([d for _, d in drawn])[:length],
         "active": None,
-        "message": np.stack([rank.attack(i)[first] for i in range(length)]),
+        "message": np.stack([rank.attack(i, None)[first] for i in range(length)]),
     }
 
     def run() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import traceback
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as byzantine.count=20")
     run.add_argument("--output", type=Path, metavar="FILE", help="result file (default: PRESET.h5)")
     run.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    run.add_argument("--data-dir", metavar="DIR", help="where real data lie (default: $MPI_RESMTL_DATA)")
     run.set_defaults(command=_run)
 
     listing = commands.add_parser("list", help="presets, tasks, rules, attacks and graphs")
@@ -47,6 +49,19 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("experiment", metavar="PRESET|FILE.toml")
     show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     show.set_defaults(command=_show)
+
+    data = commands.add_parser("data", help="what data are where, downloads, generated stand-ins")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    for name, what, names in (
+        ("status", "what is found, whether it is real, its size and checksum", None),
+        ("fetch", "download a published data set", ("har", "mnist", "synthetic-digits")),
+        ("make", "write a generated stand-in in the published layout", ("har", "digits")),
+    ):
+        action = actions.add_parser(name, help=what)
+        if names is not None:
+            action.add_argument("name", choices=names)
+        action.add_argument("--data-dir", metavar="DIR", help="default: $MPI_RESMTL_DATA or the user's data folder")
+        action.set_defaults(command=_data, action=name)
 
     from mpi_resmtl.bench import add_parser
 
@@ -59,6 +74,8 @@ def _run(asked: argparse.Namespace) -> int:
         from mpi_resmtl.config import load
         from mpi_resmtl.run import run
 
+        if asked.data_dir is not None:
+            asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
         output = asked.output or Path(Path(asked.experiment).stem + ".h5")
         run(comm, lambda: load(asked.experiment, asked.set), output, asked.overwrite)
 
@@ -91,6 +108,28 @@ def _show(asked: argparse.Namespace) -> int:
     from mpi_resmtl.config import load
 
     print(load(asked.experiment, asked.set).toml(), end="")
+    return 0
+
+
+def _data(asked: argparse.Namespace) -> int:
+    from mpi_resmtl.data import sources, standin
+
+    folder = sources.target_dir(asked.data_dir)
+    if asked.action == "status":
+        print(f"{folder}{'' if folder.is_dir() else ' (not there)'}")
+        for found in sources.status(folder):
+            where = found.path or "a study makes a stand-in"
+            print(
+                f"  {found.name:<17} {found.kind:<9} {found.bytes:>11,} bytes  checksum {found.checksum or '-'}  {where}"
+            )
+            if found.sha256:
+                print(f"  {'':<17} sha256 {found.sha256}")
+            if found.note:
+                print(f"  {'':<17} {found.note}")
+        return 0
+    make = sources.fetch if asked.action == "fetch" else standin.make
+    for path in make(asked.name, folder):
+        print(path)
     return 0
 
 

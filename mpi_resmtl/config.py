@@ -53,6 +53,7 @@ class Experiment:
 
     seed: Annotated[int, Ge(0), "of all random streams"] = 0
     iterations: Annotated[int, Ge(1), "length of a regression study"] = 1
+    epochs: Annotated[int | None, Ge(1), "length of a classification study, which says how long an epoch is"] = None
     rules: Annotated[list[str], Len(1), "run one after the other on the same random streams"] = field(
         default_factory=lambda: ["none", "average", "distance", "loss"]
     )
@@ -76,7 +77,7 @@ class Experiment:
         options = {name: asdict(values) for name, values in self.options.items() if fields(values)}
         tables = {
             "seed": self.seed,
-            "iterations": self.iterations,
+            **({"iterations": self.iterations} if self.epochs is None else {"epochs": self.epochs}),
             "rules": self.rules,
             "task": asdict(self.task),
             "graph": {"kind": self.topology} | asdict(self.graph),
@@ -87,6 +88,7 @@ class Experiment:
         return tomli_w.dumps(_without_none(tables))
 
 
+_TOP = ("seed", "iterations", "epochs", "rules")
 _TABLES = ("task", "graph", "byzantine", "rule", "record")
 _LISTS = ("rules", "byzantine.agents")
 
@@ -108,14 +110,17 @@ def load(source: str, settings: list[str]) -> Experiment:
 def resolve(tables: dict[str, Any], source: str) -> Experiment:
     """The experiment that tables as the user wrote them ask for; `source` is named in errors."""
     for name in tables:
-        if name not in ("seed", "iterations", "rules", *_TABLES):
-            raise unknown("key", name, ("seed", "iterations", "rules", *_TABLES))
+        if name not in (*_TOP, *_TABLES):
+            raise unknown("key", name, (*_TOP, *_TABLES))
         if name in _TABLES and not isinstance(tables[name], dict):
             raise UserError(f"{source}: {name} is a table, not {tables[name]!r}")
     own = tables.get("task", {})
     if not isinstance(own.get("name"), str):
         raise UserError(f"{source}: task.name is missing")
     study = TASKS[own["name"]]
+    wrong = "iterations" if study.unit == "epochs" else "epochs"
+    if wrong in tables:
+        raise UserError(f"{wrong} = {tables[wrong]!r}: the length of {own['name']} is given in {study.unit}")
     tables = _merged(study.defaults(tables), tables)
 
     task = _checked(study.Parameters, tables["task"], "task")
@@ -131,8 +136,9 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     particular = {k: v for k, v in tables.get("rule", {}).items() if isinstance(v, dict)}
     for name in particular:
         RULES[name]
-    top = {key: tables[key] for key in ("seed", "iterations") if key in tables}
-    experiment = _checked(Experiment, top, "", only=("seed", "iterations"))
+    numbers = ("seed", "iterations", "epochs")
+    top = {key: tables[key] for key in numbers if key in tables}
+    experiment = _checked(Experiment, top, "", only=numbers)
     experiment.rules = names
     experiment.record = _checked(Record, tables.get("record", {}), "record")
     experiment.task = task

@@ -28,6 +28,8 @@ class Rank:
     rows: np.ndarray
     """(partition.rows, P): own intermediates, own attackers' messages, what is received, what is sent."""
     tiles: list[Neighbourhoods]
+    attackers: np.ndarray
+    """Own agents that are Byzantine and whose models their attack knows: these train alone."""
 
 
 def diffuse(
@@ -57,7 +59,7 @@ def diffuse(
             task.adapt(samples, i, theta, psi)
             clock.lap("adapt")
 
-            rows[rank.partition.spoken_row] = rank.attack(first + i)
+            rows[rank.partition.spoken_row] = rank.attack(first + i, psi)
             clock.lap("attack")
 
             exchange.start()
@@ -75,7 +77,7 @@ def diffuse(
                 if rule.judged_by == "loss":
                     usable = _accumulate(judged, task.judge(samples, i, tile, messages), forgetting_factor, usable)
                 elif rule.judged_by == "distance":
-                    usable = _accumulate(judged, _distance(tile, anchor, messages), forgetting_factor, usable)
+                    usable = _accumulate(judged, tile.squared_distance(anchor, messages), forgetting_factor, usable)
                 clock.lap("evaluate")
 
                 a = rule.weigh(tile, judged)
@@ -86,6 +88,7 @@ def diffuse(
                 theta[tile.agents] = combined
                 clock.lap("combine")
 
+            theta[rank.attackers] = psi[rank.attackers]
             recorder.keep(first + i, samples, psi, theta, weight, accumulated)
             progress(first + i)
     recorder.end(theta, exchange)
@@ -113,13 +116,6 @@ def _anchor(options: object, task: Task, samples: object, i: int, theta: np.ndar
     return theta if options.anchor == "previous" else task.lookahead(samples, i, psi)
 
 
-def _distance(tile: Neighbourhoods, anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """norm(theta~_k - m_lk)^2 on each edge: float64 (E,)."""
-    difference = messages - anchor.take(tile.target, axis=0)
-    difference *= difference
-    return difference.sum(axis=1, dtype=np.float64)
-
-
 def _accumulate(
     accumulated: np.ndarray, value: np.ndarray, forgetting_factor: float, usable: np.ndarray | None
 ) -> np.ndarray | None:
@@ -141,10 +137,11 @@ def _accumulate(
 
 
 def _without(tile: Neighbourhoods, weight: np.ndarray, usable: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """Weights with 0 on what is not usable, their sum 1 again; such messages are zeroed in place."""
+    """Weights with 0 on what is not usable, their sum 1 again; gathered copies of such messages become 0."""
     usable = usable.copy()
     usable[tile.own] = True
-    messages[~usable] = 0.0
+    if tile.element is not None:
+        messages[~usable] = 0.0
     weight = np.where(usable, weight, 0.0)
     lonely = tile.total(weight) == 0.0
     weight[tile.own[lonely]] = 1.0

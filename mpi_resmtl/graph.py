@@ -31,6 +31,8 @@ class Graph:
     """(n, 2) float64"""
     target: np.ndarray | None = None
     """(n, 2) float64, the true model."""
+    epoch: int = 0
+    """Iterations in an epoch; 0 where the study has none."""
 
     @property
     def agents(self) -> int:

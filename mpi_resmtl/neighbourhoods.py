@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SMALL_MODEL = 32
-"""Models of at most so many parameters are handled for many agents at once, larger ones agent by agent."""
-
 _TILE_ELEMENTS = 2**15
 
 
@@ -38,13 +35,16 @@ class Neighbourhoods:
     size: np.ndarray
     """(N,) number of edges of each agent."""
     element: np.ndarray | None
-    """(P, E) places of the message's parameters in the flattened rows; small models only."""
+    """(P, E) places of the message's parameters in the flattened rows, where messages are gathered; else None."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """A copy of the messages on these edges: (E, P), for small models stored parameter by parameter."""
-        if self.element is None:
-            return rows.take(self.row, axis=0)
-        return rows.reshape(-1).take(self.element).T
+        """The messages on these edges, a copy (E, P) stored parameter by parameter; or the rows, where that is best."""
+        return rows if self.element is None else rows.reshape(-1).take(self.element).T
+
+    def by_agent(self) -> Iterator[tuple[int, slice]]:
+        """Each agent's row in the rank's arrays and its edges."""
+        for start, size in zip(self.start.tolist(), self.size.tolist(), strict=True):
+            yield int(self.target[start]), slice(start, start + size)
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """Sum over each agent's edges, in agent order: (..., E) -> (..., N)."""
@@ -59,26 +59,48 @@ class Neighbourhoods:
         return share / self.spread(self.total(share))
 
     def combine(self, weight: np.ndarray, messages: np.ndarray) -> np.ndarray:
-        """sum_l a_lk m_lk: weights float64 (E,), messages (E, P) -> (N, P) of the messages' dtype."""
+        """sum_l a_lk m_lk: weights float64 (E,), messages as `gather` gives them -> (N, P) of their dtype.
+
+        Where they are not gathered, only those that have weight are read.
+        """
         if self.element is not None:
             return self.total(messages.T * weight).T
-        weight = weight.astype(messages.dtype)
-        ends = self.start + self.size
-        return np.stack([weight[s:e] @ messages[s:e] for s, e in zip(self.start, ends, strict=True)])
+        combined = np.empty((len(self.start), messages.shape[1]), messages.dtype)
+        for k, (_, edges) in enumerate(self.by_agent()):
+            heard = np.flatnonzero(weight[edges])
+            if len(heard) == 1:
+                combined[k] = messages[self.row[edges][heard[0]]]
+            else:
+                heavy = weight[edges][heard].astype(messages.dtype)
+                np.matmul(heavy, messages.take(self.row[edges][heard], axis=0), out=combined[k])
+        return combined
+
+    def squared_distance(self, anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
+        """norm(anchor_k - m_lk)^2 on each edge: anchors (A, P) of the rank's agents -> float64 (E,)."""
+        if self.element is not None:
+            difference = messages - anchor.take(self.target, axis=0)
+            difference *= difference
+            return difference.sum(axis=1)
+        squared = np.empty(len(self.row))
+        for k, edges in self.by_agent():
+            difference = messages.take(self.row[edges], axis=0)
+            difference -= anchor[k]
+            difference *= difference
+            squared[edges] = difference.sum(axis=1)
+        return squared
 
 
 def tiles(
-    target: np.ndarray, source: np.ndarray, row: np.ndarray, first: int, parameters: int
+    target: np.ndarray, source: np.ndarray, row: np.ndarray, first: int, parameters: int, gathered: bool
 ) -> Iterator[Neighbourhoods]:
-    """Cut a rank's edges into neighbourhoods that fit the cache; large models go agent by agent.
+    """Cut a rank's edges into neighbourhoods that fit the cache; those whose messages are not gathered stay together.
 
     `target`, `source` (E,) are agents, sorted by (target, source); `row` (E,) as in `Neighbourhoods`; `first` is the
     rank's first agent. Which agents share a tile changes no result.
     """
-    small = parameters <= SMALL_MODEL
     begin = np.flatnonzero(np.diff(target, prepend=-1))
     size = np.diff(begin, append=len(target))
-    budget = _TILE_ELEMENTS // parameters if small else 0
+    budget = _TILE_ELEMENTS // parameters if gathered else len(target)
     k = 0
     while k < len(begin):
         stop = max(k + 1, int(np.searchsorted(begin + size, begin[k] + budget, side="right")))
@@ -97,6 +119,6 @@ def tiles(
             source=s,
             row=r,
             size=size[k:stop],
-            element=r * parameters + np.arange(parameters)[:, None] if small else None,
+            element=r * parameters + np.arange(parameters)[:, None] if gathered else None,
         )
         k = stop

@@ -35,6 +35,10 @@ _MEASURES = {
     "msd": "squared distance of the combined model from the true one",
     "risk_before": "true risk of the intermediate, before combination",
     "risk_after": "true risk of the combined model",
+    "train_loss": "mean cross-entropy on the agent's training data at the end of the epoch",
+    "train_accuracy": "accuracy on the agent's training data at the end of the epoch",
+    "test_loss": "mean cross-entropy on the agent's test data at the end of the epoch",
+    "test_accuracy": "accuracy on the agent's test data at the end of the epoch",
 }
 
 
@@ -48,6 +52,8 @@ class Layout:
     parameters: int
     dtype: np.dtype
     measures: tuple[str, ...]
+    epoch: int
+    epoch_measures: tuple[str, ...]
     agents: int
     edges: int
     ranks: int
@@ -144,6 +150,8 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, bool], abo
             "coordinate": np.array(["x", "y"], "S"),
             "quantity": np.array(["messages", "bytes"], "S"),
         }
+        if layout.epoch:
+            scales["epoch"] = np.arange(1, layout.iterations // layout.epoch + 1)
         if layout.models_every:
             scales["model_iteration"] = layout.kept(layout.models_every)
         for name, values in scales.items():
@@ -186,6 +194,8 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, bool], abo
             for measure in layout.measures:
                 what = _MEASURES.get(measure, measure)
                 dataset(at + measure, ("iteration", "agent"), what, (layout.block, per_rank))
+            for measure in layout.epoch_measures:
+                dataset(at + measure, ("epoch", "agent"), _MEASURES[measure], (layout.block, per_rank))
             if layout.weights_every:
                 chunks = (weight_rows, edges_per_rank)
                 dataset(at + "weight", ("weight_iteration", "edge"), "combination weight a_lk", chunks)
@@ -263,6 +273,9 @@ class Recorder:
             self._clock.lap("record")
             self._seconds[row, 0] = self._clock.take()
             self._next_weights += 1
+        if self._layout.epoch and done % self._layout.epoch == 0:
+            self._clock.lap("record")
+            self._write_epoch(done // self._layout.epoch - 1, theta)
         if done in self._models_at:
             self._write("model", slice(self._next_model, self._next_model + 1), "agent", self._silenced(theta)[None])
             self._next_model += 1
@@ -300,6 +313,13 @@ class Recorder:
         if self._file is not None:
             self._file.close()
         self._comm.Free()
+
+    def _write_epoch(self, epoch: int, theta: np.ndarray) -> None:
+        found = self._task.evaluate(theta)
+        self._clock.lap("measure")
+        for name, values in found.items():
+            values[self._silent] = np.nan
+            self._write(name, slice(epoch, epoch + 1), "agent", values[None])
 
     def _write_block(self, done: int) -> None:
         rows = slice(self._block_start, done)

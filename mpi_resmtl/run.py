@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,7 +77,9 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     if byzantine.all():
         raise UserError(f"all {agents} agents are Byzantine: nobody is left to learn")
     cut = shares(edge, byzantine, ranks)
-    graph = Graph(edge, byzantine, scene.group, scene.position, scene.target)
+    if experiment.epochs is not None:
+        experiment.iterations = experiment.epochs * scene.epoch
+    graph = Graph(edge, byzantine, scene.group, scene.position, scene.target, scene.epoch)
     return Plan(experiment, graph, len(edge), scene.data, scene.data_sha256), cut
 
 
@@ -87,18 +89,21 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     graph = None
     if comm.rank == 0:
         graph = planned.graph
-        planned.graph = Graph(graph.edge[:0], graph.byzantine, graph.group, graph.position, graph.target)
+        planned.graph = replace(graph, edge=graph.edge[:0])
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
     part, task, attack = together(comm, lambda: _local(planned, share, comm.rank))
     rows = np.zeros((part.rows, task.parameters), task.dtype)
+    own = planned.graph.byzantine[part.first : part.first + part.count]
+    knowing = ATTACKS[planned.experiment.byzantine.attack].knows != "nothing"
     rank = Rank(
+        attackers=np.flatnonzero(own & knowing),
         partition=part,
         task=task,
         attack=attack,
         exchange=Exchange(comm, part, rows),
         rows=rows,
-        tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters)),
+        tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers)),
     )
     return planned, graph, rank
 
@@ -114,9 +119,11 @@ def _local(planned: Plan, share: Share, number: int) -> tuple[Partition, Task, M
         agents=known.agents,
         parameters=task.parameters,
         dtype=task.dtype,
+        tensors=task.tensors,
         byzantine=known.byzantine,
         source=part.spoken[:, 0],
         target=part.spoken[:, 1],
+        first_agent=part.first,
         first=part.spoken_first,
         total=part.spoken_total,
     )
@@ -133,6 +140,8 @@ def open_recorder(comm: MPI.Comm, planned: Plan, graph: Graph | None, rank: Rank
         parameters=task.parameters,
         dtype=task.dtype,
         measures=task.measures,
+        epoch=task.epoch,
+        epoch_measures=task.epoch_measures if task.epoch else (),
         agents=planned.graph.agents,
         edges=planned.edges,
         ranks=comm.size,

@@ -40,6 +40,12 @@ class Stream:
         """Independent U[0, 1): float64 (length, count, width)."""
         return self._by_iteration(self._uniform(block, self._width), self._width)
 
+    def uniform_single(self, block: int) -> np.ndarray:
+        """Independent U[0, 1) in single precision, two from a word: float32 (length, count, width)."""
+        words = -(-self.length * self._width // 2)
+        halves = self._words(block, words).view(np.uint32)
+        return self._by_iteration((halves >> np.uint32(8)) * np.float32(2.0**-24), self._width)
+
     def normal(self, block: int) -> np.ndarray:
         """Independent N(0, 1), two from two words (Box and Muller 1958): float64 (length, count, width)."""
         pairs = -(-self._width // 2)
@@ -57,11 +63,16 @@ class Stream:
     def _uniform(self, block: int, width: int) -> np.ndarray:
         """A block of `width` numbers an iteration, agent by agent: float64 (count, length * width)."""
         used = self.length * width
+        raw = self._words(block, used)
+        raw >>= np.uint64(11)
+        return raw[:, :used] * 2.0**-53
+
+    def _words(self, block: int, used: int) -> np.ndarray:
+        """Raw bits of a block, agent by agent: uint64 (count, `used` or a few more)."""
         counters = -(-used // _WORDS_A_COUNTER)
         place = (block * self._items + self._first) * counters
         raw = np.random.Philox(key=self._key, counter=place).random_raw(self._count * counters * _WORDS_A_COUNTER)
-        raw >>= np.uint64(11)
-        return raw.reshape(self._count, counters * _WORDS_A_COUNTER)[:, :used] * 2.0**-53
+        return raw.reshape(self._count, counters * _WORDS_A_COUNTER)
 
     def _by_iteration(self, numbers: np.ndarray, width: int) -> np.ndarray:
         """(count, length * width or more) -> contiguous (length, count, width)."""

@@ -74,7 +74,7 @@ def located(**settings) -> LocationTask:
 
 def complete_tile(agents: int):
     target, source = np.divmod(np.arange(agents**2), agents)
-    (tile,) = tiles(target, source, source, 0, 2)
+    (tile,) = tiles(target, source, source, 0, 2, gathered=True)
     return tile
 
 

@@ -23,7 +23,7 @@ def neighbourhoods_with_values(draw) -> tuple[Neighbourhoods, np.ndarray]:
     target, source = np.array(edges).T
     value = st.one_of(st.floats(1e-12, 1e12), st.sampled_from([0.5, 1.0, 2.0]))
     values = draw(st.lists(value, min_size=len(edges), max_size=len(edges)))
-    (tile,) = tiles(target, source, source, 0, 2)
+    (tile,) = tiles(target, source, source, 0, 2, gathered=True)
     return tile, np.array(values)
 
 
@@ -58,7 +58,7 @@ def test_weights_are_not_negative_and_sum_to_one(name: str, case: tuple[Neighbou
 @pytest.mark.parametrize("name", PAPER)
 def test_weights_are_finite_when_nothing_is_held_against_anyone(name: str):
     source, target = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]).T
-    (tile,) = tiles(target, source, source, 0, 2)
+    (tile,) = tiles(target, source, source, 0, 2, gathered=True)
     weight = RULES[name].weigh(tile, np.array([0.0, 0.0, 1.0, 0.0]))
     assert np.isfinite(weight).all()
     np.testing.assert_allclose(tile.total(weight), 1.0)
@@ -71,17 +71,21 @@ def test_loss_gives_nothing_to_a_message_that_does_worse_than_ones_own(case: tup
     np.testing.assert_array_equal(weight > 0, values <= values[tile.own_of_target])
 
 
-@pytest.mark.parametrize("parameters", [1, 2, 7, 40])
-def test_combination_is_the_weighted_sum_of_messages_however_agents_are_tiled(parameters: int):
+@pytest.mark.parametrize(("parameters", "gathered"), [(1, True), (2, True), (700, True), (2, False), (700, False)])
+def test_combination_and_distance_are_what_they_say_however_agents_are_tiled(parameters: int, gathered: bool):
     random = np.random.default_rng(parameters)
     n = 60
     heard = random.random((n, n)) < 0.3
     np.fill_diagonal(heard, True)
     target, source = np.argwhere(heard).T
     rows, weight = random.normal(size=(n, parameters)), random.random(len(target))
-    combined = np.empty((n, parameters))
-    for tile in tiles(target, source, source, 0, parameters):
+    combined, squared = np.empty((n, parameters)), np.empty(len(target))
+    anchor = random.normal(size=(n, parameters))
+    for tile in tiles(target, source, source, 0, parameters, gathered):
         combined[tile.agents] = tile.combine(weight[tile.edges], tile.gather(rows))
+        squared[tile.edges] = tile.squared_distance(anchor, tile.gather(rows))
     expected = [[sum(weight[e] * rows[source[e], p] for e in np.flatnonzero(target == k)) for p in range(parameters)]
                 for k in range(n)]  # fmt: skip
-    np.testing.assert_allclose(combined, expected, rtol=1e-12)
+    np.testing.assert_allclose(combined, expected, rtol=1e-10, atol=1e-12)
+    distances = [sum((anchor[k] - rows[s]) ** 2) for k, s in zip(target, source, strict=True)]
+    np.testing.assert_allclose(squared, distances, rtol=1e-12)

@@ -13,7 +13,7 @@ from mpi_resmtl.streams import Stream, block_length
 
 @given(
     items=st.integers(1, 40), width=st.integers(1, 5), block=st.integers(0, 3), cut=st.data(),
-    kind=st.sampled_from(["uniform", "normal"]),
+    kind=st.sampled_from(["uniform", "uniform_single", "normal"]),
 )  # fmt: skip
 def test_a_part_of_the_items_sees_the_same_numbers_as_the_whole(items, width, block, cut, kind):
     first = cut.draw(st.integers(0, items - 1))
@@ -42,7 +42,9 @@ def test_distributions_are_uniform_and_normal():
     stream = Stream(0, "sample", 100, 3)
     uniform = np.concatenate([stream.uniform(b).ravel() for b in range(40)])
     normal = np.concatenate([stream.normal(b).ravel() for b in range(40)])
+    single = np.concatenate([stream.uniform_single(b).ravel() for b in range(40)])
     assert stats.kstest(uniform, "uniform").pvalue > 0.01
+    assert stats.kstest(single, "uniform").pvalue > 0.01
     assert stats.kstest(normal, "norm").pvalue > 0.01
 
 

@@ -12,8 +12,11 @@ from mpi_resmtl.registry import Registry
 
 ATTACKS: Registry[Attack] = Registry("attack", __name__)
 
-Messages = Callable[[int], np.ndarray]
-"""Iteration (from 0) -> messages (M, P), one for each edge that this rank's attackers speak on."""
+Messages = Callable[[int, np.ndarray], np.ndarray]
+"""Iteration (from 0) and the rank's own intermediates (A, P) -> messages (M, P), one for each edge attackers speak on.
+
+Of the intermediates an attack may use those of its own agents, if it `knows` "own".
+"""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,16 @@ class Stage:
     parameters: int
     """P"""
     dtype: np.dtype
+    tensors: tuple[int, ...]
+    """Sizes of the model's tensors, which together are P."""
     byzantine: np.ndarray
     """(n,) bool"""
     source: np.ndarray
     """(M,) the attackers."""
     target: np.ndarray
     """(M,) their victims."""
+    first_agent: int
+    """The rank's first agent."""
     first: int
     """Number of such edges on lower ranks."""
     total: int

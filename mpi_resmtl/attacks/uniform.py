@@ -46,12 +46,14 @@ class _Draws:
         self._parameters, self._stream, self._which, self._dtype = parameters, stream, which, dtype
         self._block = -1
 
-    def __call__(self, iteration: int) -> np.ndarray:
+    def __call__(self, iteration: int, intermediates: np.ndarray) -> np.ndarray:
         block, place = divmod(0 if self._parameters.fixed else iteration, self._stream.length)
         if block != self._block:
             low, high = self._parameters.low, self._parameters.high
-            drawn = low + (high - low) * self._stream.uniform(block)
-            drawn = drawn.astype(self._dtype)
+            single = self._dtype == np.float32
+            drawn = self._stream.uniform_single(block) if single else self._stream.uniform(block)
+            drawn *= self._dtype.type(high - low)
+            drawn += self._dtype.type(low)
             self._drawn = drawn if self._which is None else drawn.take(self._which, axis=1)
             self._block = block
         return self._drawn[place]

@@ -19,11 +19,19 @@ class Task(Protocol):
 
     parameters: int
     """P"""
+    tensors: tuple[int, ...]
+    """Sizes of the model's tensors."""
     dtype: np.dtype
     length: int
     """B, the same on every rank."""
     measures: tuple[str, ...]
     """Names of what `measure` gives."""
+    gathers: bool
+    """Whether `judge` takes a copy of the messages (E, P), for many agents at once, or all rows (R, P) as they lie."""
+    epoch: int
+    """Iterations after each of which `evaluate` is recorded; 0: never."""
+    epoch_measures: tuple[str, ...]
+    """Names of what `evaluate` gives."""
     keeps_intermediates: bool
     """Whether `measure` needs psi."""
 
@@ -40,10 +48,13 @@ class Task(Protocol):
         """psi - mu grad l(psi; sample i of the block): (A, P)."""
 
     def judge(self, samples: Any, i: int, neighbourhoods: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
-        """Loss of each message (E, P) on its target's sample: float64 (E,)."""
+        """Loss of each message on its target's sample: float64 (E,). Messages as `Neighbourhoods.gather` gives them."""
 
     def measure(self, samples: Any, psi: np.ndarray | None, theta: np.ndarray) -> dict[str, np.ndarray]:
         """Each measure (b, A) of psi and theta (b, A, P), the models of the block's first b iterations."""
+
+    def evaluate(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """Each epoch measure (A,) of the models (A, P)."""
 
 
 @dataclass
@@ -59,6 +70,8 @@ class Scene:
     target: np.ndarray | None = None
     edge: np.ndarray | None = None
     """(E, 2) where the task brings its own graph."""
+    epoch: int = 0
+    """Iterations in an epoch, of a study whose length is given in epochs."""
     length: int | None = None
     """Iterations after which the data end; None: never."""
 

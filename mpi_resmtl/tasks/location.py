@@ -57,7 +57,11 @@ class LocationTask:
     """Agents first to first + A - 1 of n; `draw(block)` gives u (B, A, 2) and d (B, A)."""
 
     parameters = 2
+    tensors = (2,)
     dtype = np.dtype(np.float64)
+    gathers = True
+    epoch = 0
+    epoch_measures = ()
 
     def __init__(
         self,

@@ -179,6 +179,8 @@ class _Columns:
     def batches(self, block: int) -> Samples:
         """Batches of a classifier."""
         x, y, active = self._read(block)
+        if active is None:
+            active = np.ones(x.shape[:2], bool)
         return Samples(np.ascontiguousarray(x, np.float32), y.astype(np.int64), active)
 
     def _read(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -1,0 +1,38 @@
+"""The attack of the published program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+
+from mpi_resmtl.attacks import Messages, Stage, attack
+from mpi_resmtl.errors import UserError
+from mpi_resmtl.streams import Stream
+
+
+@dataclass
+class Scaled:
+    """U[low, high) for each tensor of the model."""
+
+    low: Annotated[float, "smallest factor"] = 0.0
+    high: Annotated[float, "greatest factor"] = 0.1
+
+    def __post_init__(self):
+        if self.low > self.high:
+            raise UserError(f"byzantine.low = {self.low} is above byzantine.high = {self.high}")
+
+
+@attack("scaled", Scaled, knows="own")
+def scaled(parameters: Scaled, stage: Stage) -> Messages:
+    """The attacker's own model, each tensor times one U[0, 0.1), anew each iteration (the published program's)."""
+    stream = Stream(stage.seed, "attack", stage.total, len(stage.tensors), stage.first, len(stage.source))
+
+    def messages(iteration: int, intermediates: np.ndarray) -> np.ndarray:
+        block, place = divmod(iteration, stream.length)
+        factor = parameters.low + (parameters.high - parameters.low) * stream.uniform(block)[place]
+        own = intermediates.take(stage.source - stage.first_agent, axis=0)
+        return own * factor.astype(stage.dtype).repeat(stage.tensors, axis=1)
+
+    return messages

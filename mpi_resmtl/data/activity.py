@@ -1,0 +1,142 @@
+"""Reader of the UCI data set Human Activity Recognition Using Smartphones (Anguita et al. 2012)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+
+from mpi_resmtl.data import cache, files
+from mpi_resmtl.data.files import DataError, Tree
+
+TITLE = "UCI HAR data set"
+FOLDER = "UCI HAR Dataset"
+NAMES = (FOLDER, f"{FOLDER}.zip", "human+activity+recognition+using+smartphones.zip")
+"""What to look for in a data folder: the folder, its zip, and the zip as published, which holds that zip."""
+
+FEATURES = 561
+CLASSES = 6
+PUBLISHED_ROWS = {"train": 7352, "test": 2947}
+PUBLISHED_SUBJECTS = 30
+
+_LARGEST_FILE = 256 << 20
+_USED = tuple(f"{split}/{kind}_{split}.txt" for split in ("train", "test") for kind in ("X", "y", "subject"))
+
+
+def read_subjects(data_dir: Path, subjects: Iterable[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Rows of some subjects, who are numbered from 1 as published.
+
+    subject -> x float32 (rows, 561), y int64 (rows,) in 0..5 (the published label less one): its rows of the published
+    training file, then those of the test file, in the order of the files. The first call parses the whole set and
+    keeps it in the cache; later calls read only the subjects asked for.
+
+    Raises DataError when the files are absent, damaged, do not fit together, hold a value that is no finite number or
+    a label out of range, or when a subject has no rows.
+    """
+    path = files.require(Path(data_dir), NAMES, TITLE)
+    wanted = [int(subject) for subject in subjects]
+
+    def pick(get: cache.Get) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        known = get("subjects")
+        for subject in wanted:
+            if subject not in known:
+                raise DataError(f"{path}: subject {subject} has no rows; those that have any: {_spans(known)}")
+        return {subject: (get(f"x{subject}"), get(f"y{subject}")) for subject in wanted}
+
+    return cache.through(f"activity-1-{checksum(path)}", lambda: _by_subject(path), pick)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of the zip, or of the list of the checksums of the six files that are read from the folder."""
+    return files.digest(path, _USED)
+
+
+def check_published(path: Path) -> None:
+    """Raises DataError unless the file at `path` is whole and has the rows and subjects of the published set."""
+    with _open(path) as tree:
+        subjects = []
+        for split, rows in PUBLISHED_ROWS.items():
+            labels = len(_integers(tree, f"{split}/y_{split}.txt", 1, CLASSES))
+            if labels != rows:
+                raise DataError(f"{path}: {split}/y_{split}.txt has {labels} rows, {rows} are published")
+            subjects.append(_integers(tree, f"{split}/subject_{split}.txt", 1, PUBLISHED_SUBJECTS))
+            lines = tree.read(f"{split}/X_{split}.txt", _LARGEST_FILE).count(b"\n")
+            if lines != rows:
+                raise DataError(f"{path}: {split}/X_{split}.txt has {lines} rows, {rows} are published")
+        count = len(np.unique(np.concatenate(subjects)))
+        if count != PUBLISHED_SUBJECTS:
+            raise DataError(f"{path}: {count} subjects have rows, {PUBLISHED_SUBJECTS} are published")
+
+
+def is_marked(path: Path) -> bool:
+    """Whether the set says of itself that it is a stand-in."""
+    with _open(path) as tree:
+        return files.MARKER in tree.sizes
+
+
+def _open(path: Path) -> AbstractContextManager[Tree]:
+    return files.open_tree(path, FOLDER, inner=f"{FOLDER}.zip")
+
+
+def _by_subject(path: Path) -> dict[str, np.ndarray]:
+    """The whole set as it is cached: x1, y1, x2, ... and the subjects that have rows."""
+    with _open(path) as tree:
+        parts = [_split(tree, split) for split in ("train", "test")]
+    x, y, subject = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    arrays = {"subjects": np.unique(subject)}
+    for number in arrays["subjects"]:
+        arrays[f"x{number}"], arrays[f"y{number}"] = x[subject == number], y[subject == number]
+    return arrays
+
+
+def _split(tree: Tree, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x float32 (rows, 561), y int64 (rows,) in 0..5, subject int64 (rows,)."""
+    x = _numbers(tree, f"{split}/X_{split}.txt")
+    y = _integers(tree, f"{split}/y_{split}.txt", 1, CLASSES)
+    subject = _integers(tree, f"{split}/subject_{split}.txt", 1, np.iinfo(np.int64).max)
+    if not len(x) == len(y) == len(subject):
+        rows = f"{len(x)} rows of X, {len(y)} of y and {len(subject)} of subject"
+        raise DataError(f"{tree.path}: {split}/ has {rows}; expected as many of each")
+    return x, y - 1, subject
+
+
+def _numbers(tree: Tree, name: str) -> np.ndarray:
+    x = _parse(tree, name, np.float32)
+    if x.shape[1] != FEATURES:
+        raise DataError(f"{tree.path}: {name} has {x.shape[1]} columns, expected {FEATURES}")
+    if not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        place = f"{name}, row {row + 1}, column {column + 1}"
+        raise DataError(f"{tree.path}: {place} is {x[row, column]}, expected a finite number")
+    return x
+
+
+def _integers(tree: Tree, name: str, low: int, high: int) -> np.ndarray:
+    values = _parse(tree, name, np.int64)
+    if values.shape[1] != 1:
+        raise DataError(f"{tree.path}: {name} has {values.shape[1]} columns, expected 1")
+    wrong = np.flatnonzero((values < low) | (values > high))
+    if len(wrong):
+        allowed = f"{low} to {high}" if high <= PUBLISHED_SUBJECTS else f"{low} or more"
+        raise DataError(f"{tree.path}: {name}, row {wrong[0] + 1} is {values[wrong[0], 0]}, expected {allowed}")
+    return values[:, 0]
+
+
+def _parse(tree: Tree, name: str, dtype: type) -> np.ndarray:
+    """Numbers of a text file, `dtype` (rows, columns)."""
+    text = tree.read(name, _LARGEST_FILE)
+    if not text.strip():
+        raise DataError(f"{tree.path}: {name} is empty")
+    try:
+        return np.loadtxt(io.BytesIO(text), dtype=dtype, comments=None, ndmin=2, encoding="latin1")
+    except ValueError as error:
+        raise DataError(f"{tree.path}: {name}: {error}") from None
+
+
+def _spans(numbers: np.ndarray) -> str:
+    """1, 2, 3, 5 -> '1-3, 5'."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

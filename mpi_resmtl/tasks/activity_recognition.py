@@ -1,0 +1,137 @@
+"""Human activity recognition (section 5.2 of the paper): one subject an agent, a linear classifier each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
+
+from mpi_resmtl.data import activity, sources, standin
+from mpi_resmtl.errors import UserError
+from mpi_resmtl.graph import Graph
+from mpi_resmtl.streams import Stream, generator
+from mpi_resmtl.tasks import TASKS, Scene
+from mpi_resmtl.tasks.classifier import ClassifierTask, Holdings, Samples, Shuffled
+from mpi_resmtl.tasks.linear_classifier import LinearClassifier
+
+
+@dataclass
+class Parameters:
+    """The study's own table."""
+
+    name: Literal["activity-recognition"] = "activity-recognition"
+    variant: Annotated[Literal["paper", "authors-code"], "which defaults the other switches have"] = "paper"
+    agents: Annotated[int, Ge(1), Le(30), "subjects 1 to n"] = 30
+    step_size: Annotated[float, Gt(0), "mu"] = 0.01
+    batch: Annotated[int, Ge(1), "rows of a sample"] = 10
+    train_share: Annotated[float, Gt(0), Lt(1), "of a subject's rows, the rest is to test on"] = 0.75
+    activity: Annotated[
+        float, Ge(0), Le(1), "chance that an agent whose number is a multiple of 3 takes its gradient step"
+    ] = 0.1
+    data_dir: Annotated[str, "folder of the data; empty: $MPI_RESMTL_DATA or the user's data folder"] = ""
+    data: Annotated[Literal["found", "stand-in"], "what is found there, else a stand-in; or always a stand-in"] = (
+        "found"
+    )
+
+
+@TASKS.named("activity-recognition")
+class ActivityRecognition:
+    """Thirty subjects' smartphones tell six activities apart, some of them seldom learning (section 5.2)."""
+
+    Parameters = Parameters
+    unit = "epochs"
+
+    @staticmethod
+    def defaults(tables: dict[str, Any]) -> dict[str, Any]:
+        """Graph, attack and constants of the paper; with `variant = "authors-code"`, of its published program."""
+        code = tables["task"].get("variant") == "authors-code"
+        brought = {
+            "epochs": 50,
+            "task": {"activity": 1 / 11} if code else {},
+            "graph": {"kind": "complete"},
+            "rule": {"forgetting_factor": 0.001 if code else 0.05, "initial_accumulated_loss": 1.0},
+        }
+        attack = tables.get("byzantine", {}).get("attack", "scaled" if code else "uniform")
+        brought["byzantine"] = {"attack": attack}
+        if attack in ("uniform", "scaled"):
+            brought["byzantine"] |= {"low": 0.0, "high": 0.1}
+        return brought
+
+    @staticmethod
+    def scene(parameters: Parameters, seed: int) -> Scene:
+        """An epoch is what the agent with the fewest training rows can see without seeing a row twice."""
+        source = _source(parameters)
+        fewest = min(len(y) for _, y in _rows(parameters, 0, parameters.agents))
+        epoch = _training_rows(fewest, parameters) // parameters.batch
+        if epoch == 0:
+            held = _training_rows(fewest, parameters)
+            raise UserError(f"task.batch = {parameters.batch} is more than the {held} training rows of some agent")
+        return Scene(
+            group=np.arange(parameters.agents, dtype=np.int32),
+            data="stand-in" if source.path is None else source.kind,
+            data_sha256=source.sha256,
+            epoch=epoch,
+        )
+
+    @staticmethod
+    def task(parameters: Parameters, graph: Graph, seed: int, first: int, count: int) -> ClassifierTask:
+        """Rows of a subject are shuffled by the seed, then cut in training and test data, the same for every rule."""
+        network = LinearClassifier(activity.FEATURES, activity.CLASSES)
+        holdings = []
+        for number, (x, y) in enumerate(_rows(parameters, first, count), first):
+            order = generator(seed, f"split {number}").permutation(len(y))
+            cut = _training_rows(len(y), parameters)
+            holdings.append(Holdings(x[order[:cut]], y[order[:cut]], x[order[cut:]], y[order[cut:]]))
+        seldom = np.arange(first, first + count) % 3 == 0
+        awake = Stream(seed, "activity", graph.agents, 1, first, count)
+        shuffled = [
+            Shuffled(len(h.train_y), lambda p, k=k: generator(seed, f"shuffle {k} {p}"))
+            for k, h in enumerate(holdings, first)
+        ]
+
+        def draw(block: int) -> Samples:
+            iterations = range(block * awake.length, (block + 1) * awake.length)
+            x = np.empty((len(iterations), count, parameters.batch, activity.FEATURES), np.float32)
+            y = np.empty((len(iterations), count, parameters.batch), np.int64)
+            for i, iteration in enumerate(iterations):
+                for k, (rows, held) in enumerate(zip(shuffled, holdings, strict=True)):
+                    batch = rows.batch(iteration, parameters.batch)
+                    held.train_x.take(batch, axis=0, out=x[i, k], mode="clip")
+                    held.train_y.take(batch, out=y[i, k], mode="clip")
+            return Samples(x, y, ~seldom | (awake.uniform(block)[..., 0] < parameters.activity))
+
+        bound = activity.FEATURES**-0.5
+        initial = Stream(seed, "initial", graph.agents, network.parameters, first, count).uniform(0)[0]
+        return ClassifierTask(
+            network,
+            draw,
+            awake.length,
+            initial=(bound * (2.0 * initial - 1.0)).astype(np.float32),
+            step_size=parameters.step_size,
+            optimizer="sgd",
+            epoch=graph.epoch,
+            holdings=holdings,
+        )
+
+
+def _training_rows(rows: int, parameters: Parameters) -> int:
+    return int(rows * parameters.train_share)
+
+
+def _source(parameters: Parameters) -> sources.Source:
+    """Where the rows come from; one without a path stands for the stand-in."""
+    if parameters.data == "stand-in":
+        return sources.Source("har", "absent")
+    return sources.find("har", sources.data_dir(parameters.data_dir or None))
+
+
+def _rows(parameters: Parameters, first: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """x float32 (rows, 561) and y int64 (rows,) of the subjects of some agents."""
+    subjects = range(first + 1, first + count + 1)
+    folder = None if parameters.data == "stand-in" else sources.data_dir(parameters.data_dir or None)
+    if folder is None or sources.find("har", folder).path is None:
+        return [standin.activity(subject) for subject in subjects]
+    found = activity.read_subjects(folder, subjects)
+    return [found[subject] for subject in subjects]
