@@ -70,6 +70,19 @@ class Result:
         """Ids of the normal agents."""
         return np.flatnonzero(~self.byzantine)
 
+    @property
+    def task(self) -> dict:
+        """The table `task` of the run's configuration."""
+        return tomllib.loads(self.file.attrs["config"])["task"]
+
+    @property
+    def batch(self) -> np.ndarray:
+        """(n,) samples of an agent's batch; ResultError where the study has none."""
+        batch = self.task.get("batch")
+        if batch is None:
+            raise ResultError(f"{self.path}: its study has no task.batch")
+        return np.asarray(batch)[self.group] if isinstance(batch, list) else np.full(self.agents, batch)
+
     def require(self, rule: str) -> None:
         """Raise ResultError unless the run has the rule."""
         if rule not in self.rules:
@@ -158,7 +171,7 @@ class Style:
 
     @property
     def edge(self) -> dict:
-        """Keywords of `Axes.plot` for the upper edge of a band."""
+        """Keywords of `Axes.plot` for the edge of a band."""
         return dict(color=self.colour, alpha=0.6, linewidth=0.5, zorder=2)
 
 

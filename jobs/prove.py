@@ -14,9 +14,10 @@ import mpi_resmtl
 kind, path = sys.argv[1:]
 parallel = kind == "parallel"
 comm = MPI.COMM_WORLD
+library = MPI.Get_library_version().split(",")[0].splitlines()[0]
 
 if comm.size != 2:
-    sys.exit(f"mpirun started 2 ranks, but mpi4py sees {comm.size} of {MPI.Get_library_version()}")
+    sys.exit(f"mpirun started 2 ranks, but mpi4py sees {comm.size}, of {library}: two different MPI libraries")
 if h5py.get_config().mpi != parallel:
     sys.exit(f"this h5py is {'serial' if parallel else 'parallel'}, wanted: {kind}")
 
@@ -37,7 +38,6 @@ with h5py.File(path) as file:
 
 if comm.rank == 0:
     python = sys.version.split()[0]
-    library = MPI.Get_library_version().split(",")[0].splitlines()[0]
     print(
         f"two ranks wrote one {kind} HDF5 file: mpi_resmtl {mpi_resmtl.__version__}, Python {python}, {library},"
         f" HDF5 {h5py.version.hdf5_version}, h5py {h5py.__version__}, numpy {np.__version__}"

