@@ -88,7 +88,7 @@ install_parallel() {
             # Never with build isolation: that compiles an old mpi4py with gcc and takes 21 GB. -O1 on all cores takes
             # a sixth of the time of Python's own flags; these are thin bindings, the libraries stay as they are.
             CC=mpicc CFLAGS='-O1 -DNDEBUG -fwrapv' DIST_EXTRA_CONFIG=$wheels/build.cfg HDF5_MPI=ON HDF5_DIR=$HDF5_DIR \
-                pip wheel --no-cache-dir --no-build-isolation --no-deps --no-binary="$name" --wheel-dir="$wheels" "$name"
+                pip wheel --no-cache-dir --no-build-isolation --no-deps --no-binary="$name" -w "$wheels" "$name"
         fi
         pip install --force-reinstall --no-deps "$wheels/$name"-*.whl
     done
@@ -139,7 +139,7 @@ elif [[ -n $packages && $kind == serial ]]; then
     die "Python 3.11 or later with venv is needed (Debian: $packages)"
 elif [[ -n $packages ]]; then
     can_apt || die "missing, and neither root nor sudo here to install it with apt: $packages
-Ask for these packages; or, on a cluster, load the modules that bring mpicc (an MPI library), h5pcc (a parallel HDF5) and
+Ask for these packages; or, on a cluster, load modules that bring mpicc (an MPI library), h5pcc (a parallel HDF5) and
 Python 3.11 or later; or use jobs/setup.sh --serial, which needs nothing but that Python."
     # shellcheck disable=SC2086
     apt_install $packages

@@ -88,7 +88,8 @@ def diffuse(
                 theta[tile.agents] = combined
                 clock.lap("combine")
 
-            theta[rank.attackers] = psi[rank.attackers]
+            if rank.attackers.size:
+                theta[rank.attackers] = psi[rank.attackers]
             recorder.keep(first + i, samples, psi, theta, weight, accumulated)
             progress(first + i)
     recorder.end(theta, exchange)

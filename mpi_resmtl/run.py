@@ -179,6 +179,8 @@ def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite:
     on_root(comm, lambda: recorder.check_output(output, overwrite))
     planned, graph, rank = prepare(comm, load)
     experiment = planned.experiment
+    if comm.rank == 0 and planned.data == "stand-in":
+        print(f"{output.stem}: the data are a stand-in; see `mpi-resmtl data status`", flush=True)
     record = open_recorder(comm, planned, graph, rank, recorder.temporary(output))
     if comm.rank == 0 and not record.parallel:
         print("mpi-resmtl: h5py has no MPI; rank 0 gathers and writes the result file", file=sys.stderr, flush=True)

@@ -53,10 +53,8 @@ class ActivityRecognition:
             "graph": {"kind": "complete"},
             "rule": {"forgetting_factor": 0.001 if code else 0.05, "initial_accumulated_loss": 1.0},
         }
-        attack = tables.get("byzantine", {}).get("attack", "scaled" if code else "uniform")
-        brought["byzantine"] = {"attack": attack}
-        if attack in ("uniform", "scaled"):
-            brought["byzantine"] |= {"low": 0.0, "high": 0.1}
+        if tables.get("byzantine", {}).get("attack", "uniform") == "uniform":
+            brought["byzantine"] = {"attack": "uniform", "low": 0.0, "high": 0.1}
         return brought
 
     @staticmethod
