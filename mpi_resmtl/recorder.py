@@ -232,6 +232,7 @@ class Recorder:
         edges = partition.edges.stop - partition.edges.start
         self._series = {m: np.full((layout.block, partition.count), np.nan) for m in layout.measures}
         self._weights_at = layout.kept(layout.weights_every)
+        self._weights_due = set(self._weights_at.tolist())
         self._models_at = set(layout.kept(layout.models_every).tolist())
         rows = int(
             np.diff(np.searchsorted(self._weights_at, self._block_ends(), side="right"), prepend=0).max(initial=0)
@@ -265,7 +266,7 @@ class Recorder:
             self._psi[place] = psi
         done = iteration + 1
         last = done == self._layout.iterations
-        if self._next_weights < len(self._weights_at) and done == self._weights_at[self._next_weights]:
+        if done in self._weights_due:
             row = self._next_weights - self._weights_start
             self._edge_series["weight"][row, self._partition.kept] = weight
             if self._accumulates:
@@ -295,7 +296,6 @@ class Recorder:
         start = first - self._block_start
         for name, values in found.items():
             self._series[name][start : start + count] = values
-            self._series[name][start : start + count, self._silent] = np.nan
         done = first + count
         if done - self._block_start == self._layout.block or done == self._layout.iterations:
             self._write_block(done)
@@ -324,7 +324,9 @@ class Recorder:
     def _write_block(self, done: int) -> None:
         rows = slice(self._block_start, done)
         for name, series in self._series.items():
-            self._write(name, rows, "agent", series[: done - self._block_start])
+            block = series[: done - self._block_start]
+            block[:, self._silent] = np.nan
+            self._write(name, rows, "agent", block)
         rows = slice(self._weights_start, self._next_weights)
         count = rows.stop - rows.start
         if count:

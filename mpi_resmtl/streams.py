@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 _WORDS_A_COUNTER = 4
-_LONGEST_BLOCK = 512
+_LONGEST_BLOCK = 1024
 
 
 def block_length(items: int, width: int, words: int = 2**14) -> int:
-    """Iterations in a block of `words` numbers at most: a power of two, 1 to 512, set by the experiment alone.
+    """Iterations in a block of `words` numbers at most: a power of two, 1 to 1024, set by the experiment alone.
 
     The default keeps what is computed from a block in the cache.
     """

@@ -50,4 +50,4 @@ def test_distributions_are_uniform_and_normal():
 
 def test_blocks_are_powers_of_two_that_shrink_with_the_experiment():
     lengths = [block_length(items, 3) for items in (1, 10, 100, 1000, 10**4, 10**6)]
-    assert lengths == [512, 512, 32, 4, 1, 1]
+    assert lengths == [1024, 512, 32, 4, 1, 1]
