@@ -63,8 +63,8 @@ def _processor() -> str:
 
 
 def _step(asked: argparse.Namespace) -> int:
-    from mpi_resmtl.cli import on_ranks
     from mpi_resmtl.errors import UserError
+    from mpi_resmtl.launch import on_ranks
 
     try:
         agents = [int(number) for number in asked.agents.split(",")]

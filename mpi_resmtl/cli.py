@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 
 for _library in ("OMP", "OPENBLAS", "MKL"):
@@ -14,8 +13,7 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
 
 from mpi_resmtl import __version__  # noqa: E402  (one thread a rank has to be asked for before numpy loads)
 from mpi_resmtl.errors import UserError  # noqa: E402
-
-USER_ERROR = 2
+from mpi_resmtl.launch import USER_ERROR, on_ranks  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"mpi-resmtl: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:
+        # The reader, such as head, has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,28 +82,6 @@ def _run(asked: argparse.Namespace) -> int:
         run(comm, lambda: load(asked.experiment, asked.set), output, asked.overwrite)
 
     return on_ranks(action)
-
-
-def on_ranks(action) -> int:
-    """Call `action(comm)` on every rank; an exception on any rank ends the whole job. -> exit status."""
-    import mpi4py
-
-    mpi4py.rc.threads = False
-    from mpi4py import MPI
-
-    from mpi_resmtl.run import Refused
-
-    comm = MPI.COMM_WORLD
-    try:
-        action(comm)
-    except Refused:
-        return USER_ERROR
-    except BaseException:
-        print(f"mpi-resmtl: rank {comm.rank} failed and ends the job", file=sys.stderr)
-        traceback.print_exc()
-        sys.stderr.flush()
-        comm.Abort(1)
-    return 0
 
 
 def _show(asked: argparse.Namespace) -> int:

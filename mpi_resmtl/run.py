@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from mpi4py import MPI
@@ -18,17 +17,12 @@ from mpi_resmtl.diffusion import Rank, diffuse
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.exchange import Exchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
+from mpi_resmtl.launch import on_root, together
 from mpi_resmtl.neighbourhoods import tiles
 from mpi_resmtl.partition import Partition, Share, partition, shares
 from mpi_resmtl.progress import Progress, silent
 from mpi_resmtl.rules import RULES
 from mpi_resmtl.tasks import TASKS, Task
-
-Result = TypeVar("Result")
-
-
-class Refused(Exception):
-    """A user's error that rank 0 has shown already; raised on every rank alike."""
 
 
 @dataclass
@@ -40,26 +34,6 @@ class Plan:
     edges: int
     data: str
     data_sha256: str
-
-
-def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
-    """What `action` gives on each rank; if it raises UserError on any, rank 0 shows the first and all raise Refused."""
-    result, error = None, None
-    try:
-        result = action()
-    except UserError as raised:
-        error = str(raised)
-    errors = [e for e in comm.allgather(error) if e is not None]
-    if errors:
-        if comm.rank == 0:
-            print(f"mpi-resmtl: {errors[0]}", file=sys.stderr, flush=True)
-        raise Refused
-    return result
-
-
-def on_root(comm: MPI.Comm, action: Callable[[], Result]) -> Result | None:
-    """What `action` gives on rank 0, None elsewhere; errors as in `together`."""
-    return together(comm, action if comm.rank == 0 else lambda: None)
 
 
 def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:

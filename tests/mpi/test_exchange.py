@@ -12,8 +12,8 @@ from mpi4py import MPI
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.exchange import Exchange
 from mpi_resmtl.graph import sorted_edges
+from mpi_resmtl.launch import Refused, on_root, together
 from mpi_resmtl.partition import partition, shares
-from mpi_resmtl.run import Refused, on_root, together
 
 AGENTS = 23
 
