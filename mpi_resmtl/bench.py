@@ -73,6 +73,9 @@ def _step(asked: argparse.Namespace) -> int:
     if min(agents) < 10 or asked.repeats < 1:
         raise UserError("bench step needs at least 10 agents and 1 repeat")
 
+    if asked.json is not None and not asked.json.parent.is_dir():
+        raise UserError(f"--json {asked.json}: the folder {asked.json.parent} does not exist")
+
     def action(comm) -> None:
         rows = []
         for number in agents:

@@ -51,7 +51,7 @@ class Record:
 class Experiment:
     """A whole resolved configuration."""
 
-    seed: Annotated[int, Ge(0), "of all random streams"] = 0
+    seed: Annotated[int, Ge(0), Le(2**63 - 1), "of all random streams"] = 0
     iterations: Annotated[int, Ge(1), "length of a regression study"] = 1
     epochs: Annotated[int | None, Ge(1), "length of a classification study, which says how long an epoch is"] = None
     rules: Annotated[list[str], Len(1), "run one after the other on the same random streams"] = field(

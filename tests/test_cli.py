@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -92,6 +93,7 @@ WRONG = [
     (["fig1c", "--set", "rule.forgetting_factor=1.5"], ["rule.forgetting_factor = 1.5", "less than or equal to 1"]),
     (["fig1c", "--set", "iterations=ten"], ["iterations = 'ten'", "integer"]),
     (["fig1c", "--set", "seed=-1"], ["seed = -1", "greater than or equal to 0"]),
+    (["fig1c", "--set", "seed=9223372036854775808"], ["seed = 9223372036854775808", "less than or equal to"]),
     (["fig1c", "--set", "task.noise=pink"], ["task.noise = 'pink'", "independent"]),
     (["fig1c", "--set", "byzantine.low=20"], ["byzantine.low = 20.0", "byzantine.high"]),
     (["fig1c", "--set", "byzantine.count=101"], ["byzantine.count = 101", "100 agents"]),
@@ -149,3 +151,17 @@ def test_show_and_unknown_commands_end_with_status_two():
 def test_a_wrong_toml_file_is_refused(content: str, message: str, tmp_path: Path):
     (tmp_path / "mine.toml").write_text(content)
     refused(alone("run", "mine.toml", cwd=tmp_path), message)
+
+
+def test_bench_measures_an_iteration_beside_a_plain_loop_and_refuses_what_it_cannot_do(tmp_path: Path):
+    done = alone("bench", "step", "--agents", "20", "--repeats", "2", "--json", tmp_path / "step.json", timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "step.json").read_text())
+    (row,) = found["step"]
+    assert row["agents"] == 20
+    assert row["iteration"]["min"] <= row["iteration"]["median"] <= row["iteration"]["max"]
+    assert row["speed_up"]["median"] > 1
+    assert found["environment"]["versions"]["numpy"] == np.__version__
+    assert len(done.stdout.splitlines()) == 2
+    refused(alone("bench", "step", "--agents", "many"), "--agents many")
+    refused(alone("bench", "step", "--json", tmp_path / "no" / "step.json"), "does not exist")
