@@ -195,7 +195,11 @@ def _plain_loop(planned: Plan, graph: Graph, rank: Rank) -> Callable[[], float] 
     specification.loader.exec_module(oracle)
     experiment, length = planned.experiment, 50
     drawn = [rank.task.draw(block) for block in range(-(-length // rank.task.length))]
-    attackers, first = np.unique(rank.partition.spoken[:, 0], return_index=True)
+    attackers = np.flatnonzero(graph.byzantine)
+    speaker = np.searchsorted(attackers, rank.partition.spoken[:, 0])
+    message = np.zeros((length, len(attackers), rank.task.parameters))
+    for i in range(length):
+        message[i, speaker] = rank.attack(i, None)
     stream = {
         "model": "location",
         "step_size": experiment.task.step_size,
@@ -209,7 +213,7 @@ def _plain_loop(planned: Plan, graph: Graph, rank: Rank) -> Callable[[], float] 
         "x": np.concatenate([u for u, _ in drawn])[:length],
         "y": np.concatenate([d for _, d in drawn])[:length],
         "active": None,
-        "message": np.stack([rank.attack(i, None)[first] for i in range(length)]),
+        "message": message,
     }
 
     def run() -> float:

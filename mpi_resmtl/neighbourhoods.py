@@ -10,7 +10,7 @@ import numpy as np
 _TILE_ELEMENTS = 2**15
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighbourhoods:
     """Edges into `agents` (normal agents of a rank), sorted by (target, source), each agent's own edge included.
 

@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -110,7 +111,7 @@ class Location:
         return combined
 
 
-class Network:
+class Network(ABC):
     """What the two classifiers share; float32 models, every sum in float64."""
 
     step_size: float
@@ -119,9 +120,9 @@ class Network:
         """The row in float32."""
         return row.astype(np.float32)
 
+    @abstractmethod
     def gradient(self, k: int, i: int, model: Model) -> Model:
         """grad l(model; xi_k,i)."""
-        raise NotImplementedError
 
     def lookahead(self, k: int, i: int, model: Model) -> Model:
         """model - mu grad l(model; xi_k,i), whatever the optimiser."""

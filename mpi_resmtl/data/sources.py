@@ -113,6 +113,16 @@ def data_dir(given: str | os.PathLike | None = None) -> Path | None:
     return folder
 
 
+def located(name: str, given: str, wanted: str) -> Path | None:
+    """The folder in which a study finds a data set; None where it makes a stand-in.
+
+    `given` names the folder as for `data_dir` (empty: not named); with `wanted` "stand-in" none is looked for. Looks at
+    names alone, so it costs nothing. Raises DataError as `data_dir`.
+    """
+    folder = None if wanted == "stand-in" else data_dir(given or None)
+    return folder if folder is not None and files.find(folder, LAYOUTS[name]) is not None else None
+
+
 def find(name: str, folder: Path | None) -> Source:
     """What `folder` holds of a data set, with checksums (some 0.1 s). No folder: absent.
 

@@ -60,7 +60,7 @@ class ActivityRecognition:
     @staticmethod
     def scene(parameters: Parameters, seed: int) -> Scene:
         """An epoch is what the agent with the fewest training rows can see without seeing a row twice."""
-        source = _source(parameters)
+        source = sources.find("har", sources.located("har", parameters.data_dir, parameters.data))
         fewest = min(len(y) for _, y in _rows(parameters, 0, parameters.agents))
         epoch = _training_rows(fewest, parameters) // parameters.batch
         if epoch == 0:
@@ -68,7 +68,7 @@ class ActivityRecognition:
             raise UserError(f"task.batch = {parameters.batch} is more than the {held} training rows of some agent")
         return Scene(
             group=np.arange(parameters.agents, dtype=np.int32),
-            data="stand-in" if source.path is None else source.kind,
+            data="real" if source.kind == "real" else "stand-in",
             data_sha256=source.sha256,
             epoch=epoch,
         )
@@ -118,18 +118,11 @@ def _training_rows(rows: int, parameters: Parameters) -> int:
     return int(rows * parameters.train_share)
 
 
-def _source(parameters: Parameters) -> sources.Source:
-    """Where the rows come from; one without a path stands for the stand-in."""
-    if parameters.data == "stand-in":
-        return sources.Source("har", "absent")
-    return sources.find("har", sources.data_dir(parameters.data_dir or None))
-
-
 def _rows(parameters: Parameters, first: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """x float32 (rows, 561) and y int64 (rows,) of the subjects of some agents."""
     subjects = range(first + 1, first + count + 1)
-    folder = None if parameters.data == "stand-in" else sources.data_dir(parameters.data_dir or None)
-    if folder is None or sources.find("har", folder).path is None:
+    folder = sources.located("har", parameters.data_dir, parameters.data)
+    if folder is None:
         return [standin.activity(subject) for subject in subjects]
     found = activity.read_subjects(folder, subjects)
     return [found[subject] for subject in subjects]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -73,7 +74,7 @@ class DigitClassification:
     @staticmethod
     def scene(parameters: Parameters, seed: int) -> Scene:
         """Groups 0 and 1; the data are a stand-in where either set is one."""
-        found = [_source(parameters, group) for group in GROUPS]
+        found = [sources.find(group, _folder(parameters, group)) for group in GROUPS]
         for group, source in zip(GROUPS, found, strict=True):
             for split in ("train", "test"):
                 _check_enough(parameters, group, split, source)
@@ -152,15 +153,9 @@ def _holdings(parameters: Parameters, seed: int, agent: int) -> Holdings:
     return Holdings(*parts)
 
 
-def _folder(parameters: Parameters, group: str):
+def _folder(parameters: Parameters, group: str) -> Path | None:
     """The folder that has the images of a group, or None for the stand-in."""
-    folder = None if parameters.data == "stand-in" else sources.data_dir(parameters.data_dir or None)
-    return folder if folder is not None and sources.find(group, folder).path is not None else None
-
-
-def _source(parameters: Parameters, group: str) -> sources.Source:
-    folder = _folder(parameters, group)
-    return sources.Source(group, "stand-in") if folder is None else sources.find(group, folder)
+    return sources.located(group, parameters.data_dir, parameters.data)
 
 
 def _size(parameters: Parameters, group: str, split: str) -> int:

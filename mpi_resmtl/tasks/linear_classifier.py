@@ -20,7 +20,7 @@ class LinearClassifier:
         self.inputs, self.classes = inputs, classes
         self.tensors = (classes * inputs, classes)
         self.parameters = sum(self.tensors)
-        self._shared: dict[int, _Shared] = {}
+        self._shared: dict[Neighbourhoods, _Shared] = {}
 
     def gradients(self, models: np.ndarray, x: np.ndarray, y: np.ndarray, active: np.ndarray) -> np.ndarray:
         """(softmax - one hot)' x / B for the weight, its mean for the bias: (A, P); x (A, B, d), y (A, B)."""
@@ -47,10 +47,9 @@ class LinearClassifier:
         with all batches where they lie; other rows, each victim's own, are gathered agent by agent.
         """
         loss = np.empty(len(neighbourhoods.row))
-        key = id(neighbourhoods)
-        if key not in self._shared:
-            self._shared[key] = _shared_runs(neighbourhoods)
-        shared = self._shared[key]
+        if neighbourhoods not in self._shared:
+            self._shared[neighbourhoods] = _shared_runs(neighbourhoods)
+        shared = self._shared[neighbourhoods]
         hearing = x[neighbourhoods.agents]
         table = loss.reshape(len(hearing), -1) if shared.runs else None
         for row, column in shared.runs:

@@ -82,7 +82,7 @@ class LocationTask:
         self._all_positions, self._position = position, position[first : first + len(initial)]
         self._target, self._noise = target, noise
         self._loss_position, self._judge = loss_position, judge
-        self._offsets: dict[int, np.ndarray] = {}
+        self._offsets: dict[Neighbourhoods, np.ndarray] = {}
         self.measures = ("loss",)
         if target is not None:
             self.measures += ("msd",)
@@ -151,11 +151,10 @@ class LocationTask:
 
     def _offset(self, neighbourhoods: Neighbourhoods) -> np.ndarray:
         """x_l - x_k on each edge: (E, 2)."""
-        key = neighbourhoods.edges.start
-        if key not in self._offsets:
+        if neighbourhoods not in self._offsets:
             speaker = self._all_positions[neighbourhoods.source]
-            self._offsets[key] = speaker - self._position[neighbourhoods.target]
-        return self._offsets[key]
+            self._offsets[neighbourhoods] = speaker - self._position[neighbourhoods.target]
+        return self._offsets[neighbourhoods]
 
 
 def _by_component(models: np.ndarray) -> np.ndarray:
