@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from mpi_resmtl.data import activity, digits, files
+from mpi_resmtl.data import activity, digits, files, standin
 from mpi_resmtl.data.files import DataError
 from mpi_resmtl.errors import unknown
 
@@ -79,7 +79,8 @@ class Source:
     path: Path | None = None
     bytes: int = 0
     sha256: str = ""
-    """Of the zip; of the list of checksums for a folder; for MNIST, of the list of those of the unpacked files."""
+    """Of the zip; of the list of checksums for a folder; for MNIST, of the list of those of the unpacked files; where
+    the set is absent, `standin.digest` of what a study then generates."""
     checksum: str = ""
     """"known" or "unknown"."""
     note: str = ""
@@ -124,7 +125,7 @@ def located(name: str, given: str, wanted: str) -> Path | None:
 
 
 def find(name: str, folder: Path | None) -> Source:
-    """What `folder` holds of a data set, with checksums (some 0.1 s). No folder: absent.
+    """What `folder` holds of a data set, with checksums (some 0.1 s). No folder: absent, at no cost.
 
     Raises DataError when the folder or the data set cannot be read.
     """
@@ -132,7 +133,7 @@ def find(name: str, folder: Path | None) -> Source:
         raise unknown("data set", name, NAMES)
     path = files.find(Path(folder), LAYOUTS[name]) if folder is not None else None
     if path is None:
-        return Source(name, "absent")
+        return _absent(name)
     size, marked, sha256, known = _INSPECT[name](path)
     kind, note = "stand-in" if marked else "real", ""
     if sha256 in _KNOWN:
@@ -198,6 +199,10 @@ def kaggle_token() -> dict[str, str] | None:
     return {"Authorization": _basic_auth_str(user, key)}
 
 
+def _absent(name: str) -> Source:
+    return Source(name, "absent", sha256=standin.digest(name), note=standin.identity(name))
+
+
 def _inspect_har(path: Path) -> tuple[int, bool, str, bool]:
     return _size(path), activity.is_marked(path), activity.checksum(path), False
 
@@ -220,7 +225,7 @@ _INSPECT = {"har": _inspect_har, "mnist": _inspect_mnist, "synthetic-digits": _i
 def _status(name: str, folder: Path | None) -> Source:
     path = files.find(folder, LAYOUTS[name]) if folder else None
     if folder is None or path is None:
-        return Source(name, "absent")
+        return _absent(name)
     try:
         source = find(name, folder)
         if source.checksum == "known" or source.kind == "stand-in":
