@@ -11,7 +11,7 @@ import pytest
 from mpirun import alone, mpirun
 from results import assert_identical, rule_datasets
 
-from mpi_resmtl.attacks import ATTACKS, Stage
+from mpi_resmtl.attacks import ATTACKS, Known, Stage
 from mpi_resmtl.data import standin
 from mpi_resmtl.tasks.linear_classifier import LinearClassifier
 
@@ -91,15 +91,33 @@ def test_the_published_programs_attack_scales_each_tensor_of_the_attackers_own_m
     attack, random = ATTACKS["scaled"], np.random.default_rng(0)
     byzantine = np.array([False, True, True])
     source, target = np.array([1, 1, 2, 2]), np.array([0, 2, 0, 1])
-    stage = Stage(0, 3, 10, np.dtype(np.float32), (6, 4), byzantine, source, target, 0, 0, 4)
+    stage = Stage(
+        seed=0,
+        agents=3,
+        parameters=10,
+        dtype=np.dtype(np.float32),
+        tensors=(6, 4),
+        byzantine=byzantine,
+        source=source,
+        target=target,
+        first_agent=0,
+        first=0,
+        total=4,
+        edge=np.empty((0, 2), np.int32),
+        iterations=10,
+        forgetting_factor=0.1,
+        initial_accumulated_loss=1.0,
+        sampled=None,
+    )
     messages = attack.prepare(attack.parameters(), stage)
     own = random.normal(size=(3, 10)).astype(np.float32)
-    ratio = messages(5, own) / own[source]
+    fifth, sixth = (messages(Known(i, own, None, None, None, None)) for i in (5, 6))
+    ratio = fifth / own[source]
     for tensor in (ratio[:, :6], ratio[:, 6:]):
         np.testing.assert_allclose(tensor, np.broadcast_to(tensor[:, :1], tensor.shape), rtol=1e-5)
         assert ((tensor >= 0) & (tensor < 0.1)).all()
     assert len(np.unique(ratio[:, 0])) == len(np.unique(ratio[:, 9])) == 4
-    assert (messages(6, own) != messages(5, own)).all()
+    assert (sixth != fifth).all()
 
 
 @pytest.mark.parametrize("preset", ["fig2a", "fig2b", "fig2-29", "fig3-4a", "fig3-4b", "fig3-4-extreme"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -12,11 +12,24 @@ from mpi_resmtl.registry import Registry
 
 ATTACKS: Registry[Attack] = Registry("attack", __name__)
 
-Messages = Callable[[int, np.ndarray], np.ndarray]
-"""Iteration (from 0) and the rank's own intermediates (A, P) -> messages (M, P), one for each edge attackers speak on.
-
-Of the intermediates an attack may use those of its own agents, if it `knows` "own".
+Knowledge = Literal["nothing", "own", "heard", "victim", "all"]
+"""What an attack may know, each level with those before it but for `heard`:
+own: its own agent's intermediate, trained honestly; heard: what its agent heard in the last iteration; victim: the
+intermediates, previous models and samples of the agents it speaks to; all: those of every normal agent.
 """
+
+
+class Sampled(Protocol):
+    """How losses of models are computed on the samples of strangers: flat rows of S numbers, as a task reveals them."""
+
+    def loss_at(self, revealed: np.ndarray, models: np.ndarray) -> np.ndarray:
+        """Loss of models (m, P) on samples (m, S), row by row: float64 (m,)."""
+
+    def gradient_at(self, revealed: np.ndarray, models: np.ndarray) -> np.ndarray:
+        """Gradient of that loss (m, P)."""
+
+    def regression_at(self, revealed: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """u (m, P) and y (m,) where the loss of m is (y - u'm)^2; None for other losses."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +48,47 @@ class Stage:
     source: np.ndarray
     """(M,) the attackers."""
     target: np.ndarray
-    """(M,) their victims."""
+    """(M,) their victims; victims may be Byzantine themselves, and then what they are sent does not matter."""
     first_agent: int
     """The rank's first agent."""
     first: int
     """Number of such edges on lower ranks."""
     total: int
     """Number of such edges in the whole graph."""
+    edge: np.ndarray
+    """(E, 2) source, target of the whole graph, sorted by (target, source); empty where `nothing` or `own` is known."""
+    iterations: int
+    forgetting_factor: float
+    """nu"""
+    initial_accumulated_loss: float
+    """phi_0"""
+    sampled: Sampled | None
+    """The task's losses on strangers' samples; None where the task cannot tell."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What attackers know in one iteration; what the attack does not declare is None."""
+
+    iteration: int
+    """From 0."""
+    own: np.ndarray
+    """(A, P) intermediates of the rank's own agents; a rank's attackers are among them, trained honestly and alone."""
+    heard: np.ndarray | None
+    """(H, P) messages of the last iteration into the rank's attackers, on the edges `Stage.edge` has into them, sorted
+    by (target, source), the attackers' own edges left out; zeros in iteration 0."""
+    intermediate: np.ndarray | None
+    """(n, P) psi_k of every normal agent; rows of Byzantine agents are 0."""
+    previous: np.ndarray | None
+    """(n, P) theta_k,i-1 of every normal agent; rows of Byzantine agents are 0."""
+    revealed: np.ndarray | None
+    """(n, S) every normal agent's present sample, for `Stage.sampled`; None too where the task cannot tell."""
+
+
+Messages = Callable[[Known], "np.ndarray | tuple[np.ndarray, np.ndarray]"]
+"""What is known -> messages (M, P) of the models' dtype, one for each edge attackers speak on, in the stage's order; of
+an attack that `omits` also which are sent: (M,) bool. It is called in every iteration; one that remembers has a dict
+`state` of arrays, forgets them when iterations start anew, and goes on from them when they are put back."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +97,31 @@ class Attack:
 
     prepare: Callable[[object, Stage], Messages]
     parameters: type
-    knows: Literal["nothing", "own", "heard", "victim", "all"]
+    knows: Knowledge
+    samples: bool
+    """Whether it needs victims' samples; a task that cannot reveal them is refused at start-up."""
+    omits: bool
+    """Whether it may send nothing."""
+    mislabels: bool
+    """Whether its agents train on labels C-1-y."""
 
     @property
     def __doc__(self) -> str:
         return self.prepare.__doc__
 
 
-def attack(name: str, parameters: type, knows: Literal["nothing", "own", "heard", "victim", "all"]) -> Callable:
-    """Decorator: register a function as the attack `name`."""
+def attack(
+    name: str,
+    parameters: type,
+    knows: Knowledge,
+    samples: bool = False,
+    omits: bool = False,
+    mislabels: bool = False,
+) -> Callable:
+    """Decorator: register a function as the attack `name`; arguments as in `Attack`."""
 
     def register(prepare: Callable) -> Callable:
-        ATTACKS.add(name, Attack(prepare, parameters, knows))
+        ATTACKS.add(name, Attack(prepare, parameters, knows, samples, omits, mislabels))
         return prepare
 
     return register

@@ -36,5 +36,5 @@ def recorded(parameters: Recorded, stage: Stage) -> Messages:
     message = message.astype(stage.dtype)
     if message.ndim == 2:
         constant = message[which]
-        return lambda iteration, intermediates: constant
-    return lambda iteration, intermediates: message[iteration].take(which, axis=0)
+        return lambda known: constant
+    return lambda known: message[known.iteration].take(which, axis=0)

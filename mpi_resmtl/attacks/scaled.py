@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mpi_resmtl.attacks import Messages, Stage, attack
+from mpi_resmtl.attacks import Known, Messages, Stage, attack
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.streams import Stream
 
@@ -29,10 +29,10 @@ def scaled(parameters: Scaled, stage: Stage) -> Messages:
     """The attacker's own model, each tensor times one U[0, 0.1), anew each iteration (the published program's)."""
     stream = Stream(stage.seed, "attack", stage.total, len(stage.tensors), stage.first, len(stage.source))
 
-    def messages(iteration: int, intermediates: np.ndarray) -> np.ndarray:
-        block, place = divmod(iteration, stream.length)
+    def messages(known: Known) -> np.ndarray:
+        block, place = divmod(known.iteration, stream.length)
         factor = parameters.low + (parameters.high - parameters.low) * stream.uniform(block)[place]
-        own = intermediates.take(stage.source - stage.first_agent, axis=0)
+        own = known.own.take(stage.source - stage.first_agent, axis=0)
         return own * factor.astype(stage.dtype).repeat(stage.tensors, axis=1)
 
     return messages

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mpi_resmtl.attacks import Messages, Stage, attack
+from mpi_resmtl.attacks import Known, Messages, Stage, attack
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.streams import Stream
 
@@ -46,8 +46,8 @@ class _Draws:
         self._parameters, self._stream, self._which, self._dtype = parameters, stream, which, dtype
         self._block = -1
 
-    def __call__(self, iteration: int, intermediates: np.ndarray) -> np.ndarray:
-        block, place = divmod(0 if self._parameters.fixed else iteration, self._stream.length)
+    def __call__(self, known: Known) -> np.ndarray:
+        block, place = divmod(0 if self._parameters.fixed else known.iteration, self._stream.length)
         if block != self._block:
             low, high = self._parameters.low, self._parameters.high
             single = self._dtype == np.float32

@@ -24,6 +24,14 @@ class Task(Protocol):
     dtype: np.dtype
     length: int
     """B, the same on every rank."""
+    step_size: float
+    """mu"""
+    batch: int
+    """Rows in the largest sample of any agent; 1 where a sample is one measurement."""
+    labelled: bool
+    """Whether samples have labels, which `mislabel` can change."""
+    reveals: int
+    """S, numbers in what `reveal` tells of an agent's sample, the same on every rank; 0: it cannot tell."""
     measures: tuple[str, ...]
     """Names of what `measure` gives."""
     gathers: bool
@@ -41,6 +49,16 @@ class Task(Protocol):
     def samples(self, block: int) -> Any:
         """The samples of iterations block * B and on."""
 
+    def fresh(self, block: int) -> Any | None:
+        """Samples likewise, of which the ith is one that nobody trained on when iteration i's messages are judged.
+
+        Of streams the next iteration's, and of the last iteration of a recorded stream, after which there is nothing,
+        its own sample again; of data sets batches of rows held back. None where nothing is held back.
+        """
+
+    def mislabel(self, agents: np.ndarray) -> None:
+        """From now on these agents, rows of the rank's (m,), train on labels C-1-y in `adapt`, and no others do."""
+
     def adapt(self, samples: Any, i: int, theta: np.ndarray, psi: np.ndarray) -> None:
         """Local gradient step of all agents: psi <- theta - mu grad l(theta; sample i of the block)."""
 
@@ -49,6 +67,24 @@ class Task(Protocol):
 
     def judge(self, samples: Any, i: int, neighbourhoods: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
         """Loss of each message on its target's sample: float64 (E,). Messages as `Neighbourhoods.gather` gives them."""
+
+    def losses(self, samples: Any, theta: np.ndarray) -> np.ndarray:
+        """Streaming loss of models (b, A, P) on the agents' samples of the block's first b iterations: (b, A)."""
+
+    def own_losses(self, samples: Any, i: int, models: np.ndarray) -> np.ndarray:
+        """What `judge` would find of one model an agent (A, P) as its own message: float64 (A,)."""
+
+    def reveal(self, samples: Any, i: int) -> np.ndarray:
+        """Each agent's sample i of the block as a flat row: floats (A, S)."""
+
+    def loss_at(self, revealed: np.ndarray, models: np.ndarray) -> np.ndarray:
+        """Loss of models (m, P) on revealed samples (m, S), row by row: float64 (m,)."""
+
+    def gradient_at(self, revealed: np.ndarray, models: np.ndarray) -> np.ndarray:
+        """Gradient of that loss: (m, P)."""
+
+    def regression_at(self, revealed: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """u (m, P) and y (m,) where the loss of a model m is (y - u'm)^2; None for other losses."""
 
     def measure(self, samples: Any, psi: np.ndarray | None, theta: np.ndarray) -> dict[str, np.ndarray]:
         """Each measure (b, A) of psi and theta (b, A, P), the models of the block's first b iterations."""
@@ -66,6 +102,8 @@ class Scene:
     data: str
     """"generated", "recorded", "real" or "stand-in"."""
     data_sha256: str = ""
+    data_note: str = ""
+    """What is not as published in them."""
     position: np.ndarray | None = None
     target: np.ndarray | None = None
     edge: np.ndarray | None = None

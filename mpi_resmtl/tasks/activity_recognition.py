@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.streams import Stream, generator
 from mpi_resmtl.tasks import TASKS, Scene
-from mpi_resmtl.tasks.classifier import ClassifierTask, Holdings, Samples, Shuffled
+from mpi_resmtl.tasks.classifier import Batches, ClassifierTask, Holdings, Samples
 from mpi_resmtl.tasks.linear_classifier import LinearClassifier
 
 
@@ -27,6 +28,9 @@ class Parameters:
     step_size: Annotated[float, Gt(0), "mu"] = 0.01
     batch: Annotated[int, Ge(1), "rows of a sample"] = 10
     train_share: Annotated[float, Gt(0), Lt(1), "of a subject's rows, the rest is to test on"] = 0.75
+    held_back: Annotated[
+        float, Ge(0), Lt(1), "share of the training rows that nobody trains on, for `loss-fresh` to judge by"
+    ] = 0.0
     activity: Annotated[
         float, Ge(0), Le(1), "chance that an agent whose number is a multiple of 3 takes its gradient step"
     ] = 0.1
@@ -70,6 +74,7 @@ class ActivityRecognition:
             group=np.arange(parameters.agents, dtype=np.int32),
             data="real" if source.kind == "real" else "stand-in",
             data_sha256=source.sha256,
+            data_note=source.note,
             epoch=epoch,
         )
 
@@ -77,45 +82,49 @@ class ActivityRecognition:
     def task(parameters: Parameters, graph: Graph, seed: int, first: int, count: int) -> ClassifierTask:
         """Rows of a subject are shuffled by the seed, then cut in training and test data, the same for every rule."""
         network = LinearClassifier(activity.FEATURES, activity.CLASSES)
-        holdings = []
+        holdings, held_back = [], []
         for number, (x, y) in enumerate(_rows(parameters, first, count), first):
             order = generator(seed, f"split {number}").permutation(len(y))
-            cut = _training_rows(len(y), parameters)
-            holdings.append(Holdings(x[order[:cut]], y[order[:cut]], x[order[cut:]], y[order[cut:]]))
+            cut = int(len(y) * parameters.train_share)
+            own = Holdings(x[order[:cut]], y[order[:cut]], x[order[cut:]], y[order[cut:]])
+            if parameters.held_back:
+                own, kept = own.hold_back(parameters.held_back)
+                held_back.append(kept)
+            holdings.append(own)
         seldom = np.arange(first, first + count) % 3 == 0
         awake = Stream(seed, "activity", graph.agents, 1, first, count)
-        shuffled = [
-            Shuffled(len(h.train_y), lambda p, k=k: generator(seed, f"shuffle {k} {p}"))
-            for k, h in enumerate(holdings, first)
-        ]
+        train = Batches([(h.train_x, h.train_y) for h in holdings], seed, "shuffle", first)
+        fresh = Batches(held_back, seed, "fresh", first) if held_back else None
 
-        def draw(block: int) -> Samples:
+        def draw(batches: Batches, block: int) -> Samples:
             iterations = range(block * awake.length, (block + 1) * awake.length)
             x = np.empty((len(iterations), count, parameters.batch, activity.FEATURES), np.float32)
             y = np.empty((len(iterations), count, parameters.batch), np.int64)
             for i, iteration in enumerate(iterations):
-                for k, (rows, held) in enumerate(zip(shuffled, holdings, strict=True)):
-                    batch = rows.batch(iteration, parameters.batch)
-                    held.train_x.take(batch, axis=0, out=x[i, k], mode="clip")
-                    held.train_y.take(batch, out=y[i, k], mode="clip")
+                for k in range(count):
+                    batches.take(iteration, k, parameters.batch, x[i, k], y[i, k])
             return Samples(x, y, ~seldom | (awake.uniform(block)[..., 0] < parameters.activity))
 
         bound = activity.FEATURES**-0.5
         initial = Stream(seed, "initial", graph.agents, network.parameters, first, count).uniform(0)[0]
         return ClassifierTask(
             network,
-            draw,
+            partial(draw, train),
             awake.length,
             initial=(bound * (2.0 * initial - 1.0)).astype(np.float32),
             step_size=parameters.step_size,
             optimizer="sgd",
+            batch=parameters.batch,
             epoch=graph.epoch,
             holdings=holdings,
+            draw_fresh=None if fresh is None else partial(draw, fresh),
         )
 
 
 def _training_rows(rows: int, parameters: Parameters) -> int:
-    return int(rows * parameters.train_share)
+    """Rows that an agent with so many trains on."""
+    cut = int(rows * parameters.train_share)
+    return cut - (max(1, round(parameters.held_back * cut)) if parameters.held_back else 0)
 
 
 def _rows(parameters: Parameters, first: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from mpi_resmtl.data import digits, sources, standin
 from mpi_resmtl.data.files import DataError
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.streams import Stream, generator
 from mpi_resmtl.tasks import TASKS, Scene
-from mpi_resmtl.tasks.classifier import ClassifierTask, Holdings, Samples, Shuffled
+from mpi_resmtl.tasks.classifier import Batches, ClassifierTask, Holdings, Samples
 from mpi_resmtl.tasks.digit_cnn import DigitCNN
 
 GROUPS = ("mnist", "synthetic-digits")
@@ -35,6 +37,9 @@ class Parameters:
     )
     train_images: Annotated[int, Ge(1), "of an agent"] = 2000
     test_images: Annotated[int, Ge(1), "of an agent"] = 400
+    held_back: Annotated[
+        float, Ge(0), Lt(1), "share of the training images that nobody trains on, for `loss-fresh` to judge by"
+    ] = 0.0
     epoch_iterations: Annotated[int, Ge(1), "iterations in an epoch"] = 16
     train_images_measured: Annotated[int, Ge(1), "training images on which an epoch's train loss is measured"] = 400
     activity: Annotated[
@@ -82,6 +87,7 @@ class DigitClassification:
             group=_groups(parameters),
             data="real" if all(source.kind == "real" for source in found) else "stand-in",
             data_sha256=" ".join(source.sha256 for source in found).strip(),
+            data_note="; ".join(f"{source.name}: {source.note}" for source in found if source.note),
             epoch=parameters.epoch_iterations,
         )
 
@@ -93,14 +99,18 @@ class DigitClassification:
         group = _groups(parameters)
         awake = Stream(seed, "activity", graph.agents, 1, first, count)
         chance = np.resize(parameters.activity, graph.agents)[first : first + count]
-        shuffled = [Shuffled(parameters.train_images, lambda p, k=k: generator(seed, f"shuffle {k} {p}")) for k in own]
+        held_back = []
+        if parameters.held_back:
+            holdings, held_back = zip(*(h.hold_back(parameters.held_back) for h in holdings), strict=True)
+        train = Batches([(h.train_x, h.train_y) for h in holdings], seed, "shuffle", first)
+        fresh = Batches(held_back, seed, "fresh", first)
         pool = None
         if parameters.dealt_anew and group[first + count - 1] == 1:
             pool = _read(parameters, "synthetic-digits", "train", np.arange(_synthetic_pool(parameters)))
 
         def batch(iteration: int, agent: int) -> tuple[np.ndarray, np.ndarray]:
             k, kind = agent - first, group[agent]
-            rows = shuffled[k].batch(iteration, parameters.batch[kind])
+            rows = train.rows(iteration, k, parameters.batch[kind])
             x, y = holdings[k].train_x, holdings[k].train_y
             if kind == 1 and pool is not None:
                 epoch = iteration // parameters.epoch_iterations
@@ -113,23 +123,29 @@ class DigitClassification:
                 x[flipped] = x[flipped].reshape(-1, digits.SIDE, digits.SIDE)[:, :, ::-1].reshape(-1, digits.SIDE**2)
             return x, y
 
-        def draw(block: int) -> Samples:
+        def held(iteration: int, agent: int) -> tuple[np.ndarray, np.ndarray]:
+            rows = fresh.rows(iteration, agent - first, parameters.batch[group[agent]])
+            return tuple(part[rows] for part in held_back[agent - first])
+
+        def draw(batch: Callable[[int, int], tuple[np.ndarray, np.ndarray]], block: int) -> Samples:
             pairs = [batch(block, agent) for agent in own]
             active = awake.uniform(block // awake.length)[block % awake.length, :, 0] < chance
             return Samples([[x for x, _ in pairs]], [[y for _, y in pairs]], active[None])
 
         return ClassifierTask(
             network,
-            draw,
+            partial(draw, batch),
             1,
             initial=network.initial(
                 Stream(seed, "initial", graph.agents, network.parameters, first, count).uniform(0)[0]
             ),
             step_size=parameters.step_size,
             optimizer="adam",
+            batch=max(parameters.batch),
             epoch=graph.epoch,
             holdings=holdings,
             train_rows_measured=parameters.train_images_measured,
+            draw_fresh=partial(draw, held) if held_back else None,
         )
 
 

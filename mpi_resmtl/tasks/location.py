@@ -9,19 +9,19 @@ from typing import Literal
 import numpy as np
 
 from mpi_resmtl.neighbourhoods import Neighbourhoods
+from mpi_resmtl.tasks import regression
+from mpi_resmtl.tasks.regression import Regression, by_component
 
 LossPosition = Literal["own", "neighbour"]
 Judge = Literal["measurement", "position"]
 
 
 @dataclass(frozen=True)
-class Samples:
-    """A block of samples, as what is computed with: where a sample points to, and its loss as a function of m."""
+class Samples(regression.Samples):
+    """A block of samples; y is d + x_k.u, so that the loss of m is (d + x_k.u - m.u)^2."""
 
     q: np.ndarray
     """(B, A, 2) x_k + d u, where the sample says the target is."""
-    signal: np.ndarray
-    """(B, 3, A) both components of u, and d + x_k.u."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,8 @@ def direction_to(target: np.ndarray, position: np.ndarray) -> np.ndarray:
     return away / np.sqrt((away * away).sum(axis=-1, keepdims=True))
 
 
-class LocationTask:
+class LocationTask(Regression):
     """Agents first to first + A - 1 of n; `draw(block)` gives u (B, A, 2) and d (B, A)."""
-
-    parameters = 2
-    tensors = (2,)
-    dtype = np.dtype(np.float64)
-    gathers = True
-    epoch = 0
-    epoch_measures = ()
 
     def __init__(
         self,
@@ -77,8 +70,8 @@ class LocationTask:
         judge: Judge = "measurement",
     ):
         """`initial` (A, 2) own models; `position` (n, 2) of all agents; `target` (A, 2), `noise` where known."""
-        self.length = length
-        self.draw, self._initial, self._step_size = draw, initial, step_size
+        super().__init__(length, initial, step_size)
+        self.draw = draw
         self._all_positions, self._position = position, position[first : first + len(initial)]
         self._target, self._noise = target, noise
         self._loss_position, self._judge = loss_position, judge
@@ -90,12 +83,7 @@ class LocationTask:
                 self.measures += ("risk_before", "risk_after")
         self.keeps_intermediates = "risk_before" in self.measures
 
-    def start(self) -> np.ndarray:
-        """Initial models: float64 (A, 2)."""
-        return self._initial.copy()
-
-    def samples(self, block: int) -> Samples:
-        """The samples of iterations block * B and on."""
+    def _make(self, block: int) -> Samples:
         u, d = self.draw(block)
         q = d[..., None] * u
         q += self._position
@@ -108,12 +96,12 @@ class LocationTask:
     def adapt(self, samples: Samples, i: int, theta: np.ndarray, psi: np.ndarray) -> None:
         """psi = theta + mu (q - theta)."""
         np.subtract(samples.q[i], theta, out=psi)
-        psi *= self._step_size
+        psi *= self.step_size
         psi += theta
 
     def lookahead(self, samples: Samples, i: int, psi: np.ndarray) -> np.ndarray:
         """psi + mu (q - psi): (A, 2)."""
-        return psi + self._step_size * (samples.q[i] - psi)
+        return psi + self.step_size * (samples.q[i] - psi)
 
     def judge(self, samples: Samples, i: int, neighbourhoods: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
         """(d_k + x_k.u_k - m.u_k)^2 for each message (E, 2), or norm(q_k - m)^2 where messages are judged by position.
@@ -125,26 +113,24 @@ class LocationTask:
             return error[0] * error[0] + error[1] * error[1]
         if self._loss_position == "neighbour":
             messages = messages - self._offset(neighbourhoods)
-        u0, u1, reading = samples.signal[i].take(neighbourhoods.target, axis=1)
-        m0, m1 = messages.T
-        u0 *= m0
-        u1 *= m1
-        reading -= u0
-        reading -= u1
-        reading *= reading
-        return reading
+        return super().judge(samples, i, neighbourhoods, messages)
+
+    def own_losses(self, samples: Samples, i: int, models: np.ndarray) -> np.ndarray:
+        """(d_k + x_k.u_k - m.u_k)^2, or norm(q_k - m)^2, of a model an agent (A, 2): (A,)."""
+        if self._judge == "position":
+            error = models - samples.q[i]
+            return error[:, 0] * error[:, 0] + error[:, 1] * error[:, 1]
+        return super().own_losses(samples, i, models)
 
     def measure(self, samples: Samples, psi: np.ndarray | None, theta: np.ndarray) -> dict[str, np.ndarray]:
         """Streaming loss of theta on the agent's sample; squared deviation and true risk where they can be known."""
-        u0, u1, reading = np.moveaxis(samples.signal[: len(theta)], 1, 0)
-        theta = _by_component(theta)
-        residual = reading - u0 * theta[..., 0] - u1 * theta[..., 1]
-        found = {"loss": residual * residual}
+        theta = by_component(theta)
+        found = {"loss": self._streaming_loss(samples, theta)}
         if self._target is not None:
             x, y = np.moveaxis(theta - self._target, -1, 0)
             found["msd"] = x * x + y * y
             if self._noise is not None:
-                psi = _by_component(psi)
+                psi = by_component(psi)
                 found["risk_before"] = closed_form_risk(psi, self._target, self._position, self._noise)
                 found["risk_after"] = closed_form_risk(theta, self._target, self._position, self._noise)
         return found
@@ -155,8 +141,3 @@ class LocationTask:
             speaker = self._all_positions[neighbourhoods.source]
             self._offsets[neighbourhoods] = speaker - self._position[neighbourhoods.target]
         return self._offsets[neighbourhoods]
-
-
-def _by_component(models: np.ndarray) -> np.ndarray:
-    """The same (..., A, 2) stored component by component, on which numpy is several times faster."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(models, -1, 0)), 0, -1)

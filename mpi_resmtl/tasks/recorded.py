@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph, check_agents, sorted_edges
 from mpi_resmtl.streams import block_length
 from mpi_resmtl.tasks import TASKS, Scene, Task
+from mpi_resmtl.tasks.blocks import Blocks, following
 from mpi_resmtl.tasks.classifier import ClassifierTask, Optimizer, Samples
 from mpi_resmtl.tasks.digit_cnn import DigitCNN
 from mpi_resmtl.tasks.linear_classifier import LinearClassifier
@@ -115,7 +116,8 @@ class RecordedStream:
         """Reads the columns of this rank's agents alone, a block of iterations at a time."""
         name, own = parameters.file, slice(first, first + count)
         with opened(name) as file:
-            model, inputs = str(file.attrs["model"]), _dataset(file, name, "stream/x").shape[3:]
+            model, shape = str(file.attrs["model"]), _dataset(file, name, "stream/x").shape
+            batch, inputs = shape[2], shape[3:]
             classes = int(file.attrs.get("classes", 0))
             initial = _finite(file, name, "agent/initial", (graph.agents, None))[own]
         stream = _Columns(name, own, graph.agents, classes)
@@ -138,14 +140,22 @@ class RecordedStream:
                 f"{name}: /agent/initial has models of {initial.shape[1]} parameters; "
                 f"{model} of {inputs[0]} inputs and {classes} classes has {network.parameters}"
             )
+        batches = Blocks(stream.batches)
         return ClassifierTask(
             network,
-            stream.batches,
+            batches.__getitem__,
             stream.length,
             initial=np.ascontiguousarray(initial, np.float32),
             step_size=parameters.step_size,
             optimizer=parameters.optimizer,
+            batch=batch,
+            draw_fresh=lambda block: _next_batches(batches[block], batches[block + 1]),
         )
+
+
+def _next_batches(own: Samples, after: Samples) -> Samples:
+    """The batches of the iterations that follow those of a block, `after` it comes the next."""
+    return Samples(*(following(getattr(own, f.name), getattr(after, f.name)) for f in fields(Samples)))
 
 
 class _Columns:
