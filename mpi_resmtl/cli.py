@@ -65,29 +65,30 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--data-dir", metavar="DIR", help="default: $MPI_RESMTL_DATA or the user's data folder")
         action.set_defaults(command=_data, action=name)
 
-    from mpi_resmtl.bench import add_parser
+    from mpi_resmtl import bench, sweep
 
-    add_parser(commands)
+    sweep.add_parser(commands)
+    bench.add_parser(commands)
     return parser
 
 
 def _run(asked: argparse.Namespace) -> int:
     def action(comm) -> None:
-        from mpi_resmtl.config import load
         from mpi_resmtl.run import run
+        from mpi_resmtl.sweep import single
 
         if asked.data_dir is not None:
             asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
         output = asked.output or Path(Path(asked.experiment).stem + ".h5")
-        run(comm, lambda: load(asked.experiment, asked.set), output, asked.overwrite)
+        run(comm, lambda: single(asked.experiment, asked.set), output, asked.overwrite)
 
     return on_ranks(action)
 
 
 def _show(asked: argparse.Namespace) -> int:
-    from mpi_resmtl.config import load
+    from mpi_resmtl.sweep import shown
 
-    print(load(asked.experiment, asked.set).toml(), end="")
+    print(shown(asked.experiment, asked.set), end="")
     return 0
 
 

@@ -11,14 +11,14 @@ import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
 
 from mpi_resmtl.attacks import ATTACKS
 from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.graph import GRAPHS
-from mpi_resmtl.rules import RULES
+from mpi_resmtl.rules import RULES, Mixing, Rule
 from mpi_resmtl.tasks import TASKS
 
 
@@ -28,7 +28,9 @@ class Byzantine:
 
     count: Annotated[int, Ge(0), "how many, drawn at random"] = 0
     agents: Annotated[list[Annotated[int, Ge(0)]] | None, "who, instead of `count`"] = None
-    attack: Annotated[str, "one of `mpi-resmtl list attacks`"] = "uniform"
+    attack: Annotated[str, "one of `mpi-resmtl list`"] = "uniform"
+    start: Annotated[int, Ge(0), "iterations that they are honest at first"] = 0
+    stop: Annotated[int | None, Ge(0), "iteration from which on they are honest again"] = None
 
 
 @dataclass
@@ -37,12 +39,33 @@ class Rules:
 
     forgetting_factor: Annotated[float, Ge(0), Le(1), "nu"] = 0.1
     initial_accumulated_loss: Annotated[float, Ge(0), "phi_0"] = 1.0
+    b: Annotated[int | None, Ge(0), "Byzantine neighbours to stand; default: the most that any agent has"] = None
+    excess: Annotated[
+        Literal["refuse", "cap"], "where a neighbourhood is too small for b: an error, or b is lowered there"
+    ] = "refuse"
+
+
+@dataclass
+class Use:
+    """How a rule is used; stands with its own parameters in a table under its name, or under another name."""
+
+    uses: Annotated[str, "the rule, where the table's name is not its own"] = ""
+    pre: Annotated[Mixing, "what is done to messages before the rule sees them"] = ""
+    bucket: Annotated[int, Ge(1), "messages in a bucket of `bucketing`"] = 2
+    options: Any = None
+    """The rule's own parameters."""
+
+    @property
+    def rule(self) -> Rule:
+        """The registered rule."""
+        return RULES[self.uses]
 
 
 @dataclass
 class Record:
     """How often what is recorded; 0: never."""
 
+    every: Annotated[int, Ge(1), "iterations between recorded losses and other measures"] = 1
     weights: Annotated[int, Ge(0), "iterations between recorded weights, accumulated losses and seconds"] = 10
     models: Annotated[int, Ge(0), "iterations between recorded models"] = 0
 
@@ -67,14 +90,14 @@ class Experiment:
     attack: Any = None
     """Parameters of ATTACKS[byzantine.attack]."""
     rule: Rules = field(default_factory=Rules)
-    options: dict[str, Any] = field(default_factory=dict)
-    """Parameters of RULES[name] for each rule that runs."""
+    uses: dict[str, Use] = field(default_factory=dict)
+    """How each of `rules` is used."""
 
     def toml(self) -> str:
         """The whole resolved configuration as TOML; reading it again gives the same experiment."""
         import tomli_w
 
-        options = {name: asdict(values) for name, values in self.options.items() if fields(values)}
+        uses = {name: _without_defaults(name, use) for name, use in self.uses.items()}
         tables = {
             "seed": self.seed,
             **({"iterations": self.iterations} if self.epochs is None else {"epochs": self.epochs}),
@@ -82,13 +105,13 @@ class Experiment:
             "task": asdict(self.task),
             "graph": {"kind": self.topology} | asdict(self.graph),
             "byzantine": asdict(self.byzantine) | asdict(self.attack),
-            "rule": asdict(self.rule) | options,
+            "rule": asdict(self.rule) | {name: table for name, table in uses.items() if table},
             "record": asdict(self.record),
         }
         return tomli_w.dumps(_without_none(tables))
 
 
-_TOP = ("seed", "iterations", "epochs", "rules")
+TOP = ("seed", "iterations", "epochs", "rules")
 _TABLES = ("task", "graph", "byzantine", "rule", "record")
 _LISTS = ("rules", "byzantine.agents")
 
@@ -101,17 +124,22 @@ def presets() -> dict[str, str]:
 
 def load(source: str, settings: list[str]) -> Experiment:
     """The experiment of a preset's name or a TOML file, with `key=value` settings; raises UserError."""
+    return resolve(read(source, settings), source)
+
+
+def read(source: str, settings: list[str]) -> dict[str, Any]:
+    """The tables of a preset's name or a TOML file, with `key=value` settings, unchecked; raises UserError."""
     tables = _read(source)
     for setting in settings:
         _set(tables, setting)
-    return resolve(tables, source)
+    return tables
 
 
 def resolve(tables: dict[str, Any], source: str) -> Experiment:
     """The experiment that tables as the user wrote them ask for; `source` is named in errors."""
     for name in tables:
-        if name not in (*_TOP, *_TABLES):
-            raise unknown("key", name, (*_TOP, *_TABLES))
+        if name not in (*TOP, *_TABLES):
+            raise unknown("key", name, (*TOP, *_TABLES))
         if name in _TABLES and not isinstance(tables[name], dict):
             raise UserError(f"{source}: {name} is a table, not {tables[name]!r}")
     own = tables.get("task", {})
@@ -123,19 +151,24 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
         raise UserError(f"{wrong} = {tables[wrong]!r}: the length of {own['name']} is given in {study.unit}")
     tables = _merged(study.defaults(tables), tables)
 
+    shared = {k: v for k, v in tables.get("rule", {}).items() if not isinstance(v, dict)}
+    particular = {k: v for k, v in tables.get("rule", {}).items() if isinstance(v, dict)}
+    uses = {name: _use(name, table) for name, table in particular.items()}
+    names = _names(tables.get("rules", Experiment().rules), uses)
+    uses = {name: uses.get(name) or _use(name, {}) for name in names}
+    held_back = any(use.rule.judged_by == "fresh" for use in uses.values())
+    if held_back and any(f.name == "held_back" for f in fields(study.Parameters)):
+        tables["task"] = {"held_back": 0.1} | tables["task"]
+
     task = _checked(study.Parameters, tables["task"], "task")
     graph = dict(tables.get("graph", {}))
     topology = _text(graph.pop("kind", "complete"), "graph.kind")
     byzantine = dict(tables.get("byzantine", {}))
-    who = {key: byzantine.pop(key) for key in ("count", "agents", "attack") if key in byzantine}
+    others = tuple(f.name for f in fields(Byzantine))
+    who = {key: byzantine.pop(key) for key in others if key in byzantine}
     who = _checked(Byzantine, who, "byzantine")
     if who.agents is not None and len(set(who.agents)) != len(who.agents):
         raise UserError(f"byzantine.agents = {who.agents} names an agent twice")
-    names = _names(tables.get("rules", Experiment().rules))
-    shared = {k: v for k, v in tables.get("rule", {}).items() if not isinstance(v, dict)}
-    particular = {k: v for k, v in tables.get("rule", {}).items() if isinstance(v, dict)}
-    for name in particular:
-        RULES[name]
     numbers = ("seed", "iterations", "epochs")
     top = {key: tables[key] for key in numbers if key in tables}
     experiment = _checked(Experiment, top, "", only=numbers)
@@ -145,14 +178,32 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     experiment.topology, experiment.graph = topology, _checked(GRAPHS[topology].parameters, graph, "graph")
     experiment.byzantine = who
     attack = ATTACKS[who.attack].parameters
-    others = ("count", "agents", "attack")
     experiment.attack = _checked(attack, byzantine, "byzantine", others=others)
     every_rule = [name for name, _ in RULES.items()]
     experiment.rule = _checked(Rules, shared, "rule", others=every_rule)
-    experiment.options = {
-        name: _checked(RULES[name].parameters, particular.get(name, {}), f"rule.{name}") for name in names
-    }
+    experiment.uses = uses
     return experiment
+
+
+def _use(name: str, table: dict[str, Any]) -> Use:
+    """How a table `rule.NAME` uses a rule."""
+    if not all(c.isalnum() or c in "-_+" for c in name):
+        raise UserError(f"rule.{name}: a name has letters, digits, -, _ and + only")
+    rule = RULES[_text(table.get("uses", name), f"rule.{name}.uses")]
+    own = {f.name for f in fields(Use)} - {"options"}
+    use = _checked(Use, {k: v for k, v in table.items() if k in own}, f"rule.{name}")
+    rest = {k: v for k, v in table.items() if k not in own}
+    use.uses, use.options = rule.name, _checked(rule.parameters, rest, f"rule.{name}", others=sorted(own))
+    if use.pre == "bucketing" and not rule.symmetric:
+        raise UserError(f"rule.{name}.pre = 'bucketing': {rule.name} treats its own message unlike others")
+    return use
+
+
+def _without_defaults(name: str, use: Use) -> dict[str, Any]:
+    """The table of a use: all of the rule's own parameters, and what else is not as it would be without a table."""
+    table = asdict(use)
+    own, plain = table.pop("options"), asdict(Use(uses=name))
+    return {key: value for key, value in table.items() if key in plain and value != plain[key]} | own
 
 
 def _read(source: str) -> dict[str, Any]:
@@ -206,11 +257,12 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _names(rules: Any) -> list[str]:
+def _names(rules: Any, uses: dict[str, Use]) -> list[str]:
     if not isinstance(rules, list) or not rules or not all(isinstance(name, str) for name in rules):
         raise UserError(f"rules = {rules!r}: expected a list of names, such as rules=none,loss")
     for name in rules:
-        RULES[name]
+        if name not in uses:
+            RULES[name]
     if len(set(rules)) != len(rules):
         raise UserError(f"rules = {rules} names a rule twice")
     return rules

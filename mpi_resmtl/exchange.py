@@ -1,11 +1,18 @@
-"""The exchange of messages between ranks: raw buffers, persistent point-to-point requests, edges of the graph only."""
+"""The exchange of messages between ranks: raw buffers, persistent point-to-point requests, edges of the graph only.
+
+What attackers know of others goes over a communicator of its own (`Collusion`): it is neither the algorithm's traffic
+nor its time.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from mpi4py import MPI
 
+from mpi_resmtl.attacks import Attack, Known
+from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition
+from mpi_resmtl.tasks import Task
 
 _TAG = 1
 
@@ -27,13 +34,16 @@ class Exchange:
         received = [self._comm.Recv_init(rows[block.rows], source=block.peer, tag=_TAG) for block in partition.received]
         sent = [self._comm.Send_init(rows[block.rows], dest=block.peer, tag=_TAG) for block in partition.sent]
         self._requests = received + sent
-        self.messages_a_call = len(sent)
-        self.bytes_a_call = sum(rows[block.rows].nbytes for block in partition.sent)
+        self._messages_a_call = len(sent)
+        self._bytes_a_call = sum(rows[block.rows].nbytes for block in partition.sent)
+        self.messages = self.bytes = 0
 
-    def start(self) -> None:
-        """Pack the normal agents' rows and start all sends and receives."""
+    def start(self, sent: np.ndarray | None = None) -> None:
+        """Pack the normal agents' rows and start all sends and receives; here every attacker speaks (`sent` None)."""
         for normal, packed in self._packed:
             self._own.take(normal, axis=0, out=packed, mode="clip")
+        self.messages += self._messages_a_call
+        self.bytes += self._bytes_a_call
         if self._requests:
             MPI.Prequest.Startall(self._requests)
 
@@ -47,3 +57,109 @@ class Exchange:
         for request in self._requests:
             request.Free()
         self._comm.Free()
+
+
+class PartialExchange:
+    """The exchange where attackers may say nothing: rows that are not sent do not travel, and arrive as NaN.
+
+    A message is a flag for each attacker's row, then the rows that are sent, so the receiver knows what it missed
+    without waiting. Traffic counts the rows alone; the flags stand for the silence itself.
+    """
+
+    def __init__(self, comm: MPI.Comm, partition: Partition, rows: np.ndarray):
+        """As `Exchange`."""
+        self._comm, self._rows, self._partition = comm.Dup(), rows, partition
+        self._row_bytes = rows.shape[1] * rows.itemsize
+        self._inbox = [np.empty(b.attacks + rows[b.rows].nbytes, np.uint8) for b in partition.received]
+        self._pending: list[MPI.Request] = []
+        self._outbox: list[np.ndarray] = []
+        self.messages = self.bytes = 0
+
+    def start(self, sent: np.ndarray | None = None) -> None:
+        """Send the normal agents' rows and those of attackers that speak: `sent` (M,) bool, None: all do."""
+        part, rows = self._partition, self._rows
+        if sent is None:
+            sent = np.ones(len(part.spoken), bool)
+        at_home = part.spoken_row < part.heard_rows
+        rows[part.spoken_row[at_home & ~sent]] = np.nan
+        self._pending = [
+            self._comm.Irecv(inbox, source=block.peer, tag=_TAG)
+            for inbox, block in zip(self._inbox, part.received, strict=True)
+        ]
+        self._outbox = []
+        for block in part.sent:
+            flags = sent[block.spoken]
+            attacks = rows[block.rows][len(block.normal) :]
+            said = np.concatenate([rows[: part.count].take(block.normal, axis=0), attacks[flags]])
+            self._outbox.append(np.concatenate([flags.view(np.uint8), said.reshape(-1).view(np.uint8)]))
+            self._pending.append(self._comm.Isend(self._outbox[-1], dest=block.peer, tag=_TAG))
+            self.messages += bool(len(said))
+            self.bytes += said.nbytes
+
+    def finish(self) -> None:
+        """Wait until every message has arrived, and put its rows where neighbourhoods look them up."""
+        MPI.Request.Waitall(self._pending)
+        for inbox, block in zip(self._inbox, self._partition.received, strict=True):
+            flags = inbox[: block.attacks].astype(bool)
+            target = self._rows[block.rows]
+            normal = len(target) - block.attacks
+            arrived = inbox[block.attacks :][: (normal + int(flags.sum())) * self._row_bytes]
+            said = np.frombuffer(arrived.tobytes(), target.dtype).reshape(-1, target.shape[1])
+            target[:normal] = said[:normal]
+            target[normal:] = np.nan
+            target[normal:][flags] = said[normal:]
+
+    def close(self) -> None:
+        """Free the communicator; collective."""
+        self._comm.Free()
+
+
+class Everyone:
+    """Brings rows of all agents to every rank, over a communicator that the algorithm does not use."""
+
+    def __init__(self, comm: MPI.Comm, offsets: np.ndarray):
+        """`offsets` (ranks + 1,) first agent of each rank, and n."""
+        self._comm, self._counts = comm.Dup(), np.diff(offsets)
+
+    def rows(self, own: np.ndarray) -> np.ndarray:
+        """The rows of all agents (n, S) from those of each rank's own (A, S), a copy; collective."""
+        own = np.ascontiguousarray(own)
+        if self._comm.size == 1:
+            return own.copy()
+        whole = np.empty((int(self._counts.sum()), own.shape[1]), own.dtype)
+        self._comm.Allgatherv(own, (whole, self._counts * own.shape[1]))
+        return whole
+
+    def close(self) -> None:
+        """Free the communicator; collective."""
+        self._comm.Free()
+
+
+class Collusion:
+    """What Byzantine agents know of others."""
+
+    def __init__(self, everyone: Everyone, byzantine: np.ndarray, overheard: np.ndarray):
+        """`byzantine` (n,) bool; `overheard` (H, P) zeros."""
+        self._everyone, self._byzantine = everyone, byzantine
+        self.heard = self._nothing = overheard
+
+    def gather(self, moment: Moment, task: Task, psi: np.ndarray, attack: Attack) -> Known:
+        """What is known in an iteration, as the attack declares; collective."""
+        if moment.iteration == 0:
+            self.heard = self._nothing
+        if attack.knows == "heard":
+            return Known(moment.iteration, psi, self.heard, None, None, None)
+        return Known(
+            iteration=moment.iteration,
+            own=psi,
+            heard=None,
+            intermediate=self._normal(psi),
+            previous=self._normal(moment.theta),
+            revealed=self._normal(task.reveal(moment.samples, moment.i)) if attack.samples else None,
+        )
+
+    def _normal(self, own: np.ndarray) -> np.ndarray:
+        """The rows of all agents, 0 for Byzantine ones."""
+        whole = self._everyone.rows(own)
+        whole[self._byzantine] = 0
+        return whole

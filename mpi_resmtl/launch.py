@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Refused(Exception):
-    """A user's error that rank 0 has shown already; raised on every rank alike."""
+    """A user's error, its text, that rank 0 has shown already; raised on every rank alike."""
 
 
 def on_ranks(action: Callable[[MPI.Comm], None]) -> int:
@@ -53,7 +53,7 @@ def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
     if errors:
         if comm.rank == 0:
             print(f"mpi-resmtl: {errors[0]}", file=sys.stderr, flush=True)
-        raise Refused
+        raise Refused(errors[0])
     return result
 
 

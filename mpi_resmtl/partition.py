@@ -30,6 +30,10 @@ class Block:
     rows: slice
     normal: np.ndarray
     """Sent blocks: own agents (rows of the rank) that fill the block's first rows. Received blocks: empty."""
+    spoken: np.ndarray
+    """Sent blocks: which of the rank's `spoken` messages fill the other rows. Received blocks: empty."""
+    attacks: int
+    """How many of the rows, the last ones, attackers fill."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Partition:
     """The edges into any of the rank's agents, in the whole edge list."""
     kept: np.ndarray
     """(E_r,) which of `edges` these are."""
+    overheard_row: np.ndarray
+    """(H,) row of the message on each edge from others into own Byzantine agents, sorted by (target, source)."""
     spoken: np.ndarray
     """(M, 2) source, target of the edges from own Byzantine agents to others, sorted by (source, target)."""
     spoken_row: np.ndarray
@@ -131,7 +137,8 @@ def partition(share: Share, rank: int, byzantine: np.ndarray) -> Partition:
         row[heard_normal] = place + which
         row[heard_attack] = place + len(agents) + np.arange(len(heard_attack))
         size = len(agents) + len(heard_attack)
-        received.append(Block(int(peer), slice(place, place + size), np.empty(0, np.intp)))
+        nothing = np.empty(0, np.intp)
+        received.append(Block(int(peer), slice(place, place + size), nothing, nothing, len(heard_attack)))
         place += size
 
     heard_rows = place
@@ -146,7 +153,7 @@ def partition(share: Share, rank: int, byzantine: np.ndarray) -> Partition:
         numbers = attack_number[going][attacks[going]]
         spoken_row[numbers] = place + len(agents) + np.arange(len(numbers))
         size = len(agents) + len(numbers)
-        sent.append(Block(int(peer), slice(place, place + size), agents))
+        sent.append(Block(int(peer), slice(place, place + size), agents, numbers, len(numbers)))
         place += size
 
     hears = ~byzantine[target]
@@ -160,6 +167,7 @@ def partition(share: Share, rank: int, byzantine: np.ndarray) -> Partition:
         row=row[hears],
         edges=slice(share.first_edge, share.first_edge + len(share.heard)),
         kept=np.flatnonzero(hears),
+        overheard_row=row[~hears & (source != target)],
         spoken=spoken,
         spoken_row=spoken_row,
         spoken_first=share.spoken_first,

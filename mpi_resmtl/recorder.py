@@ -21,17 +21,29 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_resmtl
+from mpi_resmtl.combining import Combiner, ServerCombiner
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.exchange import Exchange
+from mpi_resmtl.exchange import Exchange, PartialExchange
 from mpi_resmtl.graph import Graph
+from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition
 from mpi_resmtl.stopwatch import PHASES, Stopwatch
 from mpi_resmtl.streams import block_length
 from mpi_resmtl.tasks import Task
 
 SCHEMA = "mpi-resmtl/1"
+_PART_MEASURES = {
+    "byzantine_weight": "part that messages of Byzantine neighbours had in the combined model",
+    "true_positives": "share of Byzantine neighbours whose message had no part in the combined model",
+    "false_positives": "share of normal neighbours of the same true group whose message had no part in it",
+}
+_OVER_THE_RUN = {
+    "regret": "mean over the run of true risk, or streaming loss where that is unknown, above that of rule none",
+    "descent": "share of iterations whose true risk after combination is at most that before (eq. 5)",
+}
 _MEASURES = {
     "loss": "streaming loss of the combined model on the agent's sample",
+    "fresh_loss": "loss of the combined model on a sample that nobody trained on",
     "msd": "squared distance of the combined model from the true one",
     "risk_before": "true risk of the intermediate, before combination",
     "risk_after": "true risk of the combined model",
@@ -47,6 +59,7 @@ class Layout:
     """What is recorded of every rule, and how it is cut; the same on every rank."""
 
     iterations: int
+    measures_every: int
     weights_every: int
     models_every: int
     parameters: int
@@ -62,6 +75,11 @@ class Layout:
     def block(self) -> int:
         """Iterations written at a time, and in a chunk; a multiple of every task's own block."""
         return block_length(self.agents, 1, words=2**20)
+
+    @property
+    def parts_every(self) -> int:
+        """Iterations between records of what part messages have."""
+        return self.weights_every or max(self.measures_every, 10)
 
     def kept(self, every: int) -> np.ndarray:
         """Iterations (from 1) recorded when one in `every` is, the last always; none when `every` is 0."""
@@ -81,6 +99,17 @@ class About:
     data: str
     """"generated", "recorded", "real" or "stand-in"."""
     data_sha256: str
+    data_note: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is recorded of one rule besides its measures."""
+
+    accumulated: bool
+    """Whether something is held against messages."""
+    shares: bool
+    """Whether it reports shares of a selection rather than weights."""
 
 
 def versions() -> dict[str, str | None]:
@@ -119,11 +148,8 @@ def _git_commit() -> str | None:
     return commit.stdout.strip() + ("+" if changed.returncode else "") if commit.returncode == 0 else None
 
 
-def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, bool], about: About) -> None:
-    """Lay out the whole file at `path`, every dataset at its full size; called by rank 0.
-
-    `rules` says of each rule whether something is accumulated about messages.
-    """
+def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], about: About) -> None:
+    """Lay out the whole file at `path`, every dataset at its full size; called by rank 0."""
     with h5py.File(path, "w", libver="v110") as file:
         file.attrs.update(
             {
@@ -135,12 +161,14 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, bool], abo
                 "versions": json.dumps(versions()),
                 "data": about.data,
                 "data_sha256": about.data_sha256,
+                "data_note": about.data_note,
                 "rules": json.dumps(list(rules)),
             }
         )
         scales = {
-            "iteration": np.arange(1, layout.iterations + 1),
+            "iteration": layout.kept(layout.measures_every),
             "weight_iteration": layout.kept(layout.weights_every),
+            "part_iteration": layout.kept(layout.parts_every),
             "agent": np.arange(layout.agents),
             "edge": np.arange(layout.edges),
             "rank": np.arange(layout.ranks),
@@ -161,7 +189,9 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, bool], abo
 
         per_rank = -(-layout.agents // layout.ranks)
         edges_per_rank = -(-layout.edges // layout.ranks)
+        measure_rows = max(1, layout.block // layout.measures_every)
         weight_rows = max(1, layout.block // max(1, layout.weights_every))
+        part_rows = max(1, layout.block // layout.parts_every)
 
         def dataset(name: str, dims: tuple[str, ...], what: str, chunks=None, data=None, dtype="f8"):
             shape = tuple(len(scales[d]) for d in dims)
@@ -189,17 +219,23 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, bool], abo
                     f"{name} of the agent",
                     data=getattr(graph, name),
                 )
-        for rule, accumulates in rules.items():
+        for rule, held in rules.items():
             at = f"rule/{rule}/"
             for measure in layout.measures:
                 what = _MEASURES.get(measure, measure)
-                dataset(at + measure, ("iteration", "agent"), what, (layout.block, per_rank))
+                dataset(at + measure, ("iteration", "agent"), what, (measure_rows, per_rank))
+            for measure, what in _PART_MEASURES.items():
+                dataset(at + measure, ("part_iteration", "agent"), what, (part_rows, per_rank))
+            for measure, what in _OVER_THE_RUN.items():
+                dataset(at + measure, ("agent",), what, (per_rank,))
             for measure in layout.epoch_measures:
                 dataset(at + measure, ("epoch", "agent"), _MEASURES[measure], (layout.block, per_rank))
             if layout.weights_every:
                 chunks = (weight_rows, edges_per_rank)
                 dataset(at + "weight", ("weight_iteration", "edge"), "combination weight a_lk", chunks)
-                if accumulates:
+                if held.shares:
+                    dataset(at + "share", ("weight_iteration", "edge"), "share of the message in the selection", chunks)
+                if held.accumulated:
                     what = "moving average of what is held against the message"
                     dataset(at + "accumulated", ("weight_iteration", "edge"), what, chunks)
                 what = "seconds since the last recorded iteration"
@@ -213,11 +249,50 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, bool], abo
             dataset(at + "traffic", ("rank", "quantity"), "messages and bytes sent over the run", dtype="i8")
 
 
+class _Series:
+    """Values of some iterations, buffered until their block is written."""
+
+    def __init__(self, layout: Layout, every: int, widths: dict[str, int]):
+        """One row of `widths[name]` numbers for each name and each iteration that `every` keeps."""
+        kept = layout.kept(every)
+        ends = np.minimum(np.arange(layout.block, layout.iterations + layout.block, layout.block), layout.iterations)
+        rows = int(np.diff(np.searchsorted(kept, ends, side="right"), prepend=0).max(initial=0))
+        self._every, self._last = every, layout.iterations
+        self._buffer = {name: np.full((rows, width), np.nan) for name, width in widths.items()}
+        self.begin()
+
+    def begin(self) -> None:
+        """Start anew at iteration 1."""
+        self._written = self._filled = 0
+
+    def due(self, done: int) -> bool:
+        """Whether iteration `done` (from 1) is kept."""
+        return self._every > 0 and (done % self._every == 0 or done == self._last)
+
+    def places(self, first: int, count: int) -> np.ndarray:
+        """Which of the iterations first + 1 to first + count are kept, as places from 0."""
+        done = np.arange(first + 1, first + count + 1)
+        return np.flatnonzero((done % self._every == 0) | (done == self._last))
+
+    def put(self, rows: int, values: dict[str, np.ndarray]) -> None:
+        """Append `rows` rows."""
+        at = slice(self._filled - self._written, self._filled - self._written + rows)
+        for name, found in values.items():
+            self._buffer[name][at] = found
+        self._filled += rows
+
+    def take(self) -> tuple[slice, dict[str, np.ndarray]]:
+        """The rows of the dataset that are to be written now, and what is in them."""
+        rows = slice(self._written, self._filled)
+        self._written = self._filled
+        return rows, {name: buffer[: rows.stop - rows.start] for name, buffer in self._buffer.items()}
+
+
 class Recorder:
     """Keeps what a rule finds and writes it a block of iterations at a time. All calls are collective."""
 
-    def __init__(self, comm: MPI.Comm, path: Path, layout: Layout, partition: Partition, byzantine: np.ndarray):
-        """Open the file that `create` laid out at `path`; `byzantine` (n,) bool."""
+    def __init__(self, comm: MPI.Comm, path: Path, layout: Layout, partition: Partition, graph: Graph):
+        """Open the file that `create` laid out at `path`; of `graph` its edges are not looked at."""
         self._comm, self._layout, self._partition = comm.Dup(), layout, partition
         self.parallel = self._parallel = h5py.get_config().mpi
         self._file = None
@@ -228,85 +303,94 @@ class Recorder:
         own = slice(partition.first, partition.first + partition.count)
         self._columns = {"agent": own, "edge": partition.edges, "rank": slice(comm.rank, comm.rank + 1)}
         self._all_columns = None if self._parallel else comm.allgather(self._columns)
-        self._silent = np.flatnonzero(byzantine[own])
-        edges = partition.edges.stop - partition.edges.start
-        self._series = {m: np.full((layout.block, partition.count), np.nan) for m in layout.measures}
-        self._weights_at = layout.kept(layout.weights_every)
-        self._weights_due = set(self._weights_at.tolist())
+        self._silent = np.flatnonzero(graph.byzantine[own])
+        edges, agents = partition.edges.stop - partition.edges.start, partition.count
+        self._measures = _Series(layout, layout.measures_every, dict.fromkeys(layout.measures, agents))
+        self._weights = _Series(layout, layout.weights_every, dict.fromkeys(("weight", "share", "accumulated"), edges))
+        self._seconds = _Series(layout, layout.weights_every, {"seconds": len(PHASES)})
+        self._parts = _Series(layout, layout.parts_every, dict.fromkeys(_PART_MEASURES, agents))
         self._models_at = set(layout.kept(layout.models_every).tolist())
-        rows = int(
-            np.diff(np.searchsorted(self._weights_at, self._block_ends(), side="right"), prepend=0).max(initial=0)
-        )
-        self._edge_series = {name: np.full((rows, edges), np.nan) for name in ("weight", "accumulated")}
-        self._seconds = np.zeros((rows, 1, len(PHASES)))
+        self._neighbours = _Neighbours(partition, graph)
+        self._alone: np.ndarray | None = None
 
-    def begin(self, rule: str, task: Task, clock: Stopwatch, accumulates: bool) -> None:
-        """Start recording a rule."""
-        self._rule, self._task, self._clock, self._accumulates = f"rule/{rule}/", task, clock, accumulates
+    def begin(self, rule: str, alone: bool, held: Held, task: Task, clock: Stopwatch) -> None:
+        """Start recording a rule; `alone` says that it is the one of no cooperation, to which others are compared."""
+        self._rule, self._task, self._clock, self._held, self._is_alone = f"rule/{rule}/", task, clock, held, alone
         kept = (task.length, self._partition.count, task.parameters)
         self._theta = np.empty(kept, task.dtype)
         self._psi = np.empty(kept, task.dtype) if task.keeps_intermediates else None
         self._datasets: dict[str, h5py.Dataset] = {}
-        self._to_measure = self._samples = None
-        self._block_start = self._next_weights = self._weights_start = self._next_model = 0
+        self._to_measure = None
+        self._block_start = self._next_model = 0
+        self._total = np.zeros(self._partition.count)
+        self._descents = np.zeros(self._partition.count)
+        for series in (self._measures, self._weights, self._seconds, self._parts):
+            series.begin()
 
-    def keep(
-        self,
-        iteration: int,
-        samples: object,
-        psi: np.ndarray,
-        theta: np.ndarray,
-        weight: np.ndarray,
-        held: np.ndarray,
-    ) -> None:
-        """Keep the models (A, P), weights and accumulated values (E_r,) of an iteration (from 0)."""
+    def wants_parts(self, iteration: int) -> bool:
+        """Whether what part messages have in the result of an iteration (from 0) will be recorded."""
+        return self._weights.due(iteration + 1) or self._parts.due(iteration + 1)
+
+    def keep(self, moment: Moment, combiner: Combiner | ServerCombiner) -> None:
+        """Keep an iteration's models, what part messages had in them and what is held against them."""
+        iteration, theta = moment.iteration, moment.theta
         place = iteration % self._task.length
         self._theta[place] = theta
         if self._psi is not None:
-            self._psi[place] = psi
+            self._psi[place] = moment.psi
         done = iteration + 1
-        last = done == self._layout.iterations
-        if done in self._weights_due:
-            row = self._next_weights - self._weights_start
-            self._edge_series["weight"][row, self._partition.kept] = weight
-            if self._accumulates:
-                self._edge_series["accumulated"][row, self._partition.kept] = held
-            self._clock.lap("record")
-            self._seconds[row, 0] = self._clock.take()
-            self._next_weights += 1
+        if self._parts.due(done):
+            self._parts.put(1, self._neighbours.measure(combiner.part))
+        if self._weights.due(done):
+            self._keep_weights(combiner)
         if self._layout.epoch and done % self._layout.epoch == 0:
             self._clock.lap("record")
             self._write_epoch(done // self._layout.epoch - 1, theta)
         if done in self._models_at:
             self._write("model", slice(self._next_model, self._next_model + 1), "agent", self._silenced(theta)[None])
             self._next_model += 1
-        if place + 1 == self._task.length or last:
-            self._to_measure = (iteration - place, place + 1, samples)
+        if place + 1 == self._task.length or done == self._layout.iterations:
+            self._to_measure = (iteration - place, place + 1, moment.samples, moment.fresh)
         self._clock.lap("record")
 
     def write(self) -> None:
         """Measure the last block of models and write what is complete; call it while messages are on their way."""
         if self._to_measure is None:
             return
-        first, count, samples = self._to_measure
+        first, count, samples, fresh = self._to_measure
         self._to_measure = None
         psi = None if self._psi is None else self._psi[:count]
         found = self._task.measure(samples, psi, self._theta[:count])
+        if fresh is not None:
+            found["fresh_loss"] = self._task.losses(fresh, self._theta[:count])
         self._clock.lap("measure")
-        start = first - self._block_start
-        for name, values in found.items():
-            self._series[name][start : start + count] = values
+        places = self._measures.places(first, count)
+        every = len(places) == count
+        self._measures.put(len(places), {n: v if every else v[places] for n, v in found.items()})
+        # Not sum(): numpy adds in another order where a rank has a single agent.
+        self._total += np.add.accumulate(found["risk_after" if "risk_after" in found else "loss"], axis=0)[-1]
+        if "risk_after" in found:
+            self._descents += (found["risk_after"] <= found["risk_before"]).sum(axis=0)
         done = first + count
         if done - self._block_start == self._layout.block or done == self._layout.iterations:
             self._write_block(done)
         self._clock.lap("record")
 
-    def end(self, theta: np.ndarray, exchange: Exchange) -> None:
+    def end(self, theta: np.ndarray, exchange: Exchange | PartialExchange) -> None:
         """Write all that is left of the rule, its last models (A, P) and its traffic."""
         self.write()
         self._write("model_final", slice(None), "agent", self._silenced(theta))
-        sent = self._layout.iterations * np.array([[exchange.messages_a_call, exchange.bytes_a_call]], np.int64)
+        sent = np.array([[exchange.messages, exchange.bytes]], np.int64)
+        exchange.messages = exchange.bytes = 0
         self._write("traffic", slice(None), "rank", sent)
+        mean = self._silenced(self._total / self._layout.iterations)
+        if self._is_alone:
+            self._alone = mean
+        regret = np.full_like(mean, np.nan) if self._alone is None else mean - self._alone
+        self._write("regret", slice(None), "agent", self._silenced(regret))
+        known = "risk_after" in self._layout.measures
+        descent = self._descents / self._layout.iterations if known else np.full_like(mean, np.nan)
+        self._write("descent", slice(None), "agent", self._silenced(descent))
 
     def close(self) -> None:
         """Close the file; it is whole."""
@@ -314,27 +398,41 @@ class Recorder:
             self._file.close()
         self._comm.Free()
 
+    def _keep_weights(self, combiner: Combiner | ServerCombiner) -> None:
+        kept, nothing = self._partition.kept, np.nan
+        values = {"share" if self._held.shares else "weight": combiner.part}
+        if self._held.accumulated:
+            values["accumulated"] = combiner.judge.held
+        spread = {name: np.full(self._partition.edges.stop - self._partition.edges.start, nothing) for name in values}
+        for name, found in values.items():
+            spread[name][kept] = found
+        self._weights.put(1, spread)
+        self._clock.lap("record")
+        self._seconds.put(1, {"seconds": self._clock.take()})
+
     def _write_epoch(self, epoch: int, theta: np.ndarray) -> None:
         found = self._task.evaluate(theta)
         self._clock.lap("measure")
         for name, values in found.items():
-            values[self._silent] = np.nan
-            self._write(name, slice(epoch, epoch + 1), "agent", values[None])
+            self._write(name, slice(epoch, epoch + 1), "agent", self._silenced(values)[None])
 
     def _write_block(self, done: int) -> None:
-        rows = slice(self._block_start, done)
-        for name, series in self._series.items():
-            block = series[: done - self._block_start]
-            block[:, self._silent] = np.nan
-            self._write(name, rows, "agent", block)
-        rows = slice(self._weights_start, self._next_weights)
-        count = rows.stop - rows.start
-        if count:
-            self._write("weight", rows, "edge", self._edge_series["weight"][:count])
-            if self._accumulates:
-                self._write("accumulated", rows, "edge", self._edge_series["accumulated"][:count])
-            self._write("seconds", rows, "rank", self._seconds[:count])
-        self._block_start, self._weights_start = done, self._next_weights
+        for series in (self._measures, self._parts):
+            rows, found = series.take()
+            for name, block in found.items():
+                block[:, self._silent] = np.nan
+                self._write_rows(name, rows, "agent", block)
+        rows, found = self._weights.take()
+        for name, block in found.items():
+            if {"weight": True, "share": self._held.shares, "accumulated": self._held.accumulated}[name]:
+                self._write_rows(name, rows, "edge", block)
+        rows, found = self._seconds.take()
+        self._write_rows("seconds", rows, "rank", found["seconds"][:, None])
+        self._block_start = done
+
+    def _write_rows(self, name: str, rows: slice, columns: str, values: np.ndarray) -> None:
+        if rows.stop > rows.start:
+            self._write(name, rows, columns, values)
 
     def _write(self, name: str, rows: slice, columns: str, values: np.ndarray) -> None:
         """Write this rank's columns of some rows; datasets indexed by column alone take all rows."""
@@ -367,16 +465,43 @@ class Recorder:
         self._comm.Gatherv(values, (received, counts))
         return [part.reshape(s) for part, s in zip(np.split(received, np.cumsum(counts)[:-1]), shapes, strict=True)]
 
-    def _silenced(self, theta: np.ndarray) -> np.ndarray:
-        """Models with NaN where the agent is Byzantine."""
-        theta = theta.copy()
-        theta[self._silent] = np.nan
-        return theta
+    def _silenced(self, values: np.ndarray) -> np.ndarray:
+        """Values of the rank's agents (A, ...) with NaN where the agent is Byzantine."""
+        values = values.copy()
+        values[self._silent] = np.nan
+        return values
 
-    def _block_ends(self) -> np.ndarray:
-        """Iterations (from 1) that end a block."""
-        ends = np.arange(self._layout.block, self._layout.iterations + self._layout.block, self._layout.block)
-        return np.minimum(ends, self._layout.iterations)
+
+class _Neighbours:
+    """Which of a rank's edges come from whom, to say what part Byzantine and like-minded neighbours have."""
+
+    def __init__(self, partition: Partition, graph: Graph):
+        source, target = partition.source, partition.target
+        self._place = target - partition.first
+        self._agents = partition.count
+        self._byzantine = np.flatnonzero(graph.byzantine[source])
+        friend = ~graph.byzantine[source] & (graph.group[source] == graph.group[target]) & (source != target)
+        self._friend = np.flatnonzero(friend)
+
+    def measure(self, part: np.ndarray) -> dict[str, np.ndarray]:
+        """Each of _PART_MEASURES (A,), NaN where there is no such neighbour or `part` (E_r,) is NaN."""
+        byzantine, friend = part[self._byzantine], part[self._friend]
+        weight = self._total(self._byzantine, byzantine)
+        if len(part) and np.isnan(part[0]):
+            weight[:] = np.nan
+        return {
+            "byzantine_weight": weight,
+            "true_positives": self._mean(self._byzantine, byzantine),
+            "false_positives": self._mean(self._friend, friend),
+        }
+
+    def _total(self, edges: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return np.bincount(self._place[edges], values, self._agents)
+
+    def _mean(self, edges: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Share of these edges whose part is 0."""
+        dropped = np.where(np.isnan(part), np.nan, part == 0.0)
+        return self._total(edges, dropped) / np.bincount(self._place[edges], minlength=self._agents)
 
 
 def temporary(path: Path) -> Path:

@@ -44,6 +44,7 @@ def test_show_prints_the_resolved_configuration_that_reads_back_as_itself(preset
     assert tables["rule"] == {
         "forgetting_factor": 0.1,
         "initial_accumulated_loss": 10.0,
+        "excess": "refuse",
         "distance": {"anchor": "previous"},
     }
 

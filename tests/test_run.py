@@ -95,7 +95,7 @@ def test_the_file_says_what_made_it(fig1c: Path):
         config = tomllib.loads(attrs["config"])
         assert attrs["schema"] == "mpi-resmtl/1"
         assert (attrs["ranks"], attrs["seed"], attrs["data"]) == (1, 0, "generated")
-        assert config["record"] == {"weights": 10, "models": 30}
+        assert config["record"] == {"every": 1, "weights": 10, "models": 30}
         versions = json.loads(attrs["versions"])
         assert versions.keys() == {"mpi_resmtl", "git", "python", "numpy", "torch", "mpi4py", "mpi", "h5py", "hdf5"}
         assert file["weight_iteration"][()].tolist() == list(range(10, 101, 10))

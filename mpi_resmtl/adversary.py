@@ -1,0 +1,48 @@
+"""The Byzantine agents of a rank at work: when they attack, what they are told and what they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpi_resmtl.attacks import Attack, Known, Messages
+from mpi_resmtl.exchange import Collusion
+from mpi_resmtl.judging import Moment
+from mpi_resmtl.partition import Partition
+from mpi_resmtl.tasks import Task
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """A rank's attackers: honest until iteration `start` and from iteration `stop` on."""
+
+    attack: Attack
+    messages: Messages
+    start: int
+    stop: int | None
+    collusion: Collusion | None
+    """Brings what victims and colleagues know; None for attacks that need it not."""
+    trains: np.ndarray
+    """Own agents that are Byzantine and learn, alone, what they are to know or to say while they are honest."""
+
+    def speak(self, moment: Moment, task: Task, rows: np.ndarray, partition: Partition) -> np.ndarray | None:
+        """Write the attackers' messages into the rank's rows; -> which are sent (M,) bool, None: all; collective."""
+        own = rows[: partition.count]
+        known = Known(moment.iteration, own, None, None, None, None)
+        if self.collusion is not None:
+            known = self.collusion.gather(moment, task, own, self.attack)
+        attacking = self.start <= moment.iteration and (self.stop is None or moment.iteration < self.stop)
+        said = self.messages(known)
+        said, sent = said if self.attack.omits else (said, None)
+        if not attacking:
+            said, sent = own.take(partition.spoken[:, 0] - partition.first, axis=0), None
+        rows[partition.spoken_row] = said
+        return sent
+
+    def listen(self, rows: np.ndarray, theta: np.ndarray, partition: Partition) -> None:
+        """After the exchange: attackers keep what they heard and the models they trained."""
+        if self.collusion is not None:
+            self.collusion.heard = rows.take(partition.overheard_row, axis=0)
+        if self.trains.size:
+            theta[self.trains] = rows[self.trains]

@@ -1,0 +1,112 @@
+"""What an agent holds against the messages it hears: losses on its own samples and distances, one number an edge."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpi_resmtl.neighbourhoods import Neighbourhoods
+from mpi_resmtl.rules import Judgement
+from mpi_resmtl.tasks import Task
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One iteration of a rank's agents."""
+
+    iteration: int
+    """From 0."""
+    samples: Any
+    """The block of samples it is in."""
+    fresh: Any
+    """Samples that nobody trained on, or None where the task has none."""
+    i: int
+    """Its place in the block."""
+    theta: np.ndarray
+    """(A, P) models before the iteration."""
+    psi: np.ndarray
+    """(A, P) intermediates."""
+
+
+class Judge:
+    """Judges messages as one rule asks; `held` (E_r,) is what is held against each of a rank's edges."""
+
+    def __init__(
+        self,
+        task: Task,
+        edges: int,
+        judged_by: Judgement | None,
+        forgetting_factor: float,
+        initial: float,
+        options: object,
+    ):
+        """`options` of the rule: `anchor` of `distance`, `window` iterations of `median`, `samples` of `recent`."""
+        self.held = np.full(edges, initial)
+        self._task, self._kind, self._nu = task, judged_by, forgetting_factor
+        self._lookahead = getattr(options, "anchor", "previous") == "lookahead"
+        if judged_by == "median":
+            self._window = np.full((options.window, edges), np.nan)
+        if judged_by == "recent":
+            self._recent: deque[tuple[Any, int]] = deque(maxlen=-(-options.samples // task.batch))
+
+    def begin(self, moment: Moment) -> None:
+        """Look at what is the same for all messages of an iteration."""
+        self._moment = moment
+        if self._kind == "distance":
+            ahead = self._lookahead
+            self._from = self._task.lookahead(moment.samples, moment.i, moment.psi) if ahead else moment.theta
+        if self._kind == "recent":
+            self._recent.append((moment.samples, moment.i))
+
+    def __call__(self, tile: Neighbourhoods, messages: np.ndarray, usable: np.ndarray | None) -> np.ndarray | None:
+        """Judge the messages of a tile, of which some (E,) are usable, None: all; -> which are usable still.
+
+        What is held against a message that is missing, or whose value overflows, stays as it was.
+        """
+        if self._kind is None:
+            return usable
+        held, value = self.held[tile.edges], self._value(tile, messages)
+        if self._kind in ("loss", "distance", "fresh"):
+            return accumulate(held, value, self._nu, usable)
+        if usable is not None or not np.isfinite(value.sum()):
+            usable = np.isfinite(value) & (True if usable is None else usable)
+            value = np.where(usable, value, held)
+        if self._kind == "median":
+            self._window[self._moment.iteration % len(self._window), tile.edges] = value
+            seen = self._window[: self._moment.iteration + 1, tile.edges]
+            held[:] = np.median(seen, axis=0)
+        else:
+            held[:] = value
+        return usable
+
+    def _value(self, tile: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
+        moment, task = self._moment, self._task
+        if self._kind == "distance":
+            return tile.squared_distance(self._from, messages)
+        if self._kind == "fresh":
+            return task.judge(moment.fresh, moment.i, tile, messages)
+        if self._kind == "recent":
+            total = np.zeros(len(tile.row))
+            for samples, i in self._recent:
+                total += task.judge(samples, i, tile, messages)
+            return total / len(self._recent)
+        return task.judge(moment.samples, moment.i, tile, messages)
+
+
+def accumulate(
+    held: np.ndarray, value: np.ndarray, forgetting_factor: float, usable: np.ndarray | None
+) -> np.ndarray | None:
+    """held <- (1 - nu) held + nu value, in place, where the message says something; -> usable."""
+    if usable is None and not np.isfinite(value.sum()):
+        usable = np.isfinite(value)
+    if usable is None:
+        held *= 1.0 - forgetting_factor
+        value *= forgetting_factor
+        held += value
+        return None
+    usable = usable & np.isfinite(value)
+    held[usable] = (1.0 - forgetting_factor) * held[usable] + forgetting_factor * value[usable]
+    return usable
