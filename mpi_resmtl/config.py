@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
 
@@ -20,6 +21,9 @@ from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.graph import GRAPHS
 from mpi_resmtl.rules import RULES, Mixing, Rule
 from mpi_resmtl.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 @dataclass
@@ -290,16 +294,23 @@ def _checked(
         if key not in known:
             full = [f"{prefix}{k}" for k in (*known, *others)]
             raise unknown("key", f"{prefix}{key}", full)
-    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
-    adapter = pydantic.TypeAdapter(pydantic.with_config(strict)(kind))
     try:
-        return adapter.validate_json(json.dumps(table, default=str))
+        return _adapter(kind).validate_json(json.dumps(table, default=str))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = prefix + ".".join(str(part) for part in first["loc"] if isinstance(part, int | str))
         if isinstance(first.get("ctx", {}).get("error"), UserError):
             raise first["ctx"]["error"] from None
         raise UserError(f"{where} = {first['input']!r}: {_lower(first['msg'])}") from None
+
+
+@cache
+def _adapter(kind: type) -> pydantic.TypeAdapter:
+    """What checks a table for a dataclass; a sweep needs the same ones for every cell."""
+    import pydantic
+
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+    return pydantic.TypeAdapter(pydantic.with_config(strict)(kind))
 
 
 def _lower(message: str) -> str:
