@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(asked: argparse.Namespace) -> int:
     def action(comm) -> None:
+        from mpi_resmtl.cells import single
         from mpi_resmtl.run import run
-        from mpi_resmtl.sweep import single
 
         if asked.data_dir is not None:
             asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
@@ -86,7 +86,7 @@ def _run(asked: argparse.Namespace) -> int:
 
 
 def _show(asked: argparse.Namespace) -> int:
-    from mpi_resmtl.sweep import shown
+    from mpi_resmtl.cells import shown
 
     print(shown(asked.experiment, asked.set), end="")
     return 0

@@ -217,13 +217,13 @@ def diffuse_rule(
 def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite: bool, quiet: bool = False) -> None:
     """Run every rule of an experiment and write the result file; collective. Raises Refused after a user's error.
 
-    `quiet`: say nothing on the console but errors.
+    `quiet`: say nothing on the console but errors and that the data are a stand-in.
     """
     on_root(comm, lambda: recorder.check_output(output, overwrite))
     planned, graph, rank = prepare(comm, load)
     experiment = planned.experiment
     told = comm.rank == 0 and not quiet
-    if told and planned.scene.data == "stand-in":
+    if comm.rank == 0 and planned.scene.data == "stand-in":
         print(f"{output.stem}: the data are a stand-in; see `mpi-resmtl data status`", flush=True)
     record = open_recorder(comm, planned, graph, rank, recorder.temporary(output))
     if told and not record.parallel:
