@@ -15,11 +15,40 @@ import numpy as np
 from mpi_resmtl.errors import UserError
 
 
-def offsets(agents: int, ranks: int) -> np.ndarray:
-    """First agent of each rank, and n at the end: (ranks + 1,) intp; sizes differ by one at most."""
+def offsets(agents: int, ranks: int, work: np.ndarray | None = None) -> np.ndarray:
+    """First agent of each rank, and n at the end: (ranks + 1,) intp.
+
+    Sizes differ by one at most; or, where what agents have to do is not alike, `work` (n,) > 0, the rank that has most
+    to do has as little as runs of agents allow. Raises UserError when there are more ranks than agents.
+    """
     if ranks > agents:
         raise UserError(f"{ranks} ranks are more than the {agents} agents; start at most {agents}")
-    return np.arange(ranks + 1) * agents // ranks
+    if work is None or (work == work[0]).all():
+        return np.arange(ranks + 1) * agents // ranks
+    done = np.concatenate([[0.0], np.cumsum(work)])
+    enough, too_little = done[-1], max(done[-1] / ranks, work.max()) * (1 - 1e-9)
+    bounds = _filled(done, ranks, enough)
+    while enough - too_little > 1e-9 * enough:
+        tried = (enough + too_little) / 2
+        found = _filled(done, ranks, tried)
+        if found is None:
+            too_little = tried
+        else:
+            enough, bounds = tried, found
+    return bounds
+
+
+def _filled(done: np.ndarray, ranks: int, most: float) -> np.ndarray | None:
+    """Offsets of ranks each filled up to `most`, but for one agent at least that each rank after it needs; or None.
+
+    `done` (n + 1,) sums of work.
+    """
+    agents = len(done) - 1
+    bounds = np.zeros(ranks + 1, np.intp)
+    for rank in range(ranks):
+        stop = int(np.searchsorted(done, done[bounds[rank]] + most, side="right")) - 1
+        bounds[rank + 1] = min(stop, agents - (ranks - 1 - rank))
+    return bounds if bounds[-1] == agents else None
 
 
 @dataclass(frozen=True)
@@ -84,9 +113,12 @@ class Share:
     spoken_total: int
 
 
-def shares(edge: np.ndarray, byzantine: np.ndarray, ranks: int) -> list[Share]:
-    """Cut the edge list (E, 2), sorted by (target, source), into what each rank needs; O(E log E) once, on rank 0."""
-    bounds = offsets(len(byzantine), ranks)
+def shares(edge: np.ndarray, byzantine: np.ndarray, ranks: int, work: np.ndarray | None = None) -> list[Share]:
+    """Cut the edge list (E, 2), sorted by (target, source), into what each rank needs; O(E log E) once, on rank 0.
+
+    `work` (n,) as in `offsets`.
+    """
+    bounds = offsets(len(byzantine), ranks, work)
     heard_at = np.searchsorted(edge[:, 1], bounds)
     spoken = edge[np.lexsort((edge[:, 1], edge[:, 0]))]
     spoken_at = np.searchsorted(spoken[:, 0], bounds)

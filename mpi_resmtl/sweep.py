@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mpi_resmtl.board import INDEX, Board, Outcome, lock, open_board
 from mpi_resmtl.cells import Sweep, load
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.launch import Refused, on_ranks, on_root
+from mpi_resmtl.launch import Refused, add_plugin, on_ranks, on_root
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -110,6 +110,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as seed=0,1,2")
     sweep.add_argument("--overwrite", action="store_true", help="replace what is in DIR of another sweep or run")
     sweep.add_argument("--data-dir", metavar="DIR", help="where real data lie (default: $MPI_RESMTL_DATA)")
+    add_plugin(sweep)
     sweep.set_defaults(command=_sweep)
 
 
@@ -117,5 +118,6 @@ def _sweep(asked: argparse.Namespace) -> int:
     if asked.data_dir is not None:
         asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
     return on_ranks(
-        lambda comm: run(comm, lambda: load(asked.sweep, asked.set), asked.output, asked.groups, asked.overwrite)
+        lambda comm: run(comm, lambda: load(asked.sweep, asked.set), asked.output, asked.groups, asked.overwrite),
+        asked.plugin,
     )

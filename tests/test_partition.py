@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,6 +96,24 @@ def test_attack_messages_are_numbered_alike_for_any_number_of_ranks():
         for part in parts:
             assert part.spoken_total == len(whole)
             np.testing.assert_array_equal(part.spoken, whole[part.spoken_first :][: len(part.spoken)])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.data())
+def test_the_rank_that_has_most_to_do_has_as_little_as_runs_of_agents_allow(work: list[int], data):
+    ranks = data.draw(st.integers(1, len(work)))
+    bounds = offsets(len(work), ranks, np.array(work, float)).tolist()
+    assert bounds[0] == 0
+    assert bounds[-1] == len(work)
+    assert all(first < stop for first, stop in pairwise(bounds))
+    cuts = ([0, *inner, len(work)] for inner in combinations(range(1, len(work)), ranks - 1))
+    least = min(max(sum(work[a:b]) for a, b in pairwise(cut)) for cut in cuts)
+    assert max(sum(work[a:b]) for a, b in pairwise(bounds)) == least
+
+
+def test_agents_with_like_work_are_dealt_out_evenly():
+    for ranks in (1, 2, 3, 7):
+        np.testing.assert_array_equal(offsets(23, ranks, np.full(23, 2.5)), offsets(23, ranks))
+        assert np.ptp(np.diff(offsets(23, ranks))) <= 1
 
 
 def test_more_ranks_than_agents_are_refused():
