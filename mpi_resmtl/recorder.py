@@ -517,7 +517,7 @@ class _Neighbours:
         }
 
     def _total(self, edges: np.ndarray, values: np.ndarray) -> np.ndarray:
-        return np.bincount(self._place[edges], values, self._agents)
+        return np.bincount(self._place[edges], values, self._agents).astype(np.float64, copy=False)
 
     def _mean(self, edges: np.ndarray, part: np.ndarray) -> np.ndarray:
         """Share of these edges whose part is 0."""

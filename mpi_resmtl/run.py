@@ -240,7 +240,8 @@ def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite:
     record = open_recorder(comm, planned, graph, rank, recorder.temporary(output))
     if told and not record.parallel:
         print("mpi-resmtl: h5py has no MPI; rank 0 gathers and writes the result file", file=sys.stderr, flush=True)
-    for name in experiment.rules:
+    # No cooperation first: the recorder measures the regret of the others against it.
+    for name in sorted(experiment.rules, key=lambda name: experiment.uses[name].rule.name != "none"):
         if not told:
             diffuse_rule(planned, rank, name, record)
         else:
