@@ -236,12 +236,16 @@ def _usable(finite: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | Non
 
 
 def _without(tile: Neighbourhoods, weight: np.ndarray, usable: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """Weights with 0 on what is not usable, their sum 1 again; gathered copies of such messages become 0."""
+    """Weights with 0 on what is not usable, their sum 1 again; gathered copies of such messages become 0.
+
+    Weights of agents that can use all they hear stay as they are, so that they do not depend on who shares the tile.
+    """
     usable = usable.copy()
     usable[tile.own] = True
     if tile.element is not None:
         messages[~usable] = 0.0
-    weight = np.where(usable, weight, 0.0)
-    lonely = tile.total(weight) == 0.0
-    weight[tile.own[lonely]] = 1.0
-    return tile.normalise(weight)
+    loses = tile.spread(np.logical_and.reduceat(usable, tile.start)) == 0
+    left = np.where(usable, weight, 0.0)
+    lonely = tile.total(left) == 0.0
+    left[tile.own[lonely]] = 1.0
+    return np.where(loses, tile.normalise(left), weight)
