@@ -17,7 +17,7 @@ from mpi_resmtl.combining import Combiner, Method, ServerCombiner
 from mpi_resmtl.config import Experiment
 from mpi_resmtl.diffusion import Rank, diffuse
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.exchange import Collusion, Everyone, Exchange, PartialExchange
+from mpi_resmtl.exchange import Collusion, Everyone, open_exchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.judging import Judge
 from mpi_resmtl.launch import on_root, together
@@ -97,8 +97,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
-    who, rows = planned.experiment.byzantine, np.zeros((part.rows, task.parameters), task.dtype)
-    attack = ATTACKS[who.attack]
+    who = planned.experiment.byzantine
+    attack, way = ATTACKS[who.attack], planned.experiment.exchange.shared
+    exchange = together(comm, lambda: open_exchange(comm, part, task.parameters, task.dtype, way, attack.omits))
+    part = exchange.partition
     own = planned.graph.byzantine[part.first : part.first + part.count]
     trains = attack.knows != "nothing" or who.start > 0 or who.stop is not None
     everyone, collusion = Everyone(comm, share.offsets), None
@@ -106,12 +108,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
         overheard = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
         collusion = Collusion(everyone, planned.graph.byzantine, overheard)
     rank = Rank(
-        partition=part,
         task=task,
         adversary=Adversary(attack, messages, who.start, who.stop, collusion, np.flatnonzero(own & trains)),
         everyone=everyone,
-        exchange=(PartialExchange if attack.omits else Exchange)(comm, part, rows),
-        rows=rows,
+        exchange=exchange,
         tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers)),
     )
     if attack.mislabels:
@@ -205,7 +205,7 @@ def diffuse_rule(
     edges = len(rank.partition.source)
     judge = Judge(task, edges, used.rule.judged_by, *numbers)
     if used.rule.serve is not None:
-        combiner = ServerCombiner(used, judge, rank.everyone, rank.partition, task.step_size, clock)
+        combiner = ServerCombiner(used, judge, rank.everyone, rank.exchange, task.step_size, clock)
     else:
         combiner = Combiner(
             used,
