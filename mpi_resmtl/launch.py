@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 """Exit status after a user's error."""
+_RANKS = "MPI_RESMTL_RANKS"
+"""Environment variable in which a batch script says how many ranks it starts."""
 
 Result = TypeVar("Result")
 
@@ -55,6 +57,7 @@ def on_ranks(action: Callable[[MPI.Comm], None], plugins: Sequence[str] = ()) ->
 
     comm = MPI.COMM_WORLD
     try:
+        together(comm, lambda: _check_ranks(comm.size))
         together(comm, lambda: plug_in(plugins))
         action(comm)
     except Refused:
@@ -65,6 +68,16 @@ def on_ranks(action: Callable[[MPI.Comm], None], plugins: Sequence[str] = ()) ->
         sys.stderr.flush()
         comm.Abort(1)
     return 0
+
+
+def _check_ranks(ranks: int) -> None:
+    """Raise UserError where ranks do not know of one another and would each do all the work, into one file."""
+    started = os.environ.get(_RANKS, str(ranks))
+    if started != str(ranks):
+        raise UserError(
+            f"{started} ranks were started, but MPI sees {ranks}: the launcher does not know this MPI library; "
+            "use its own mpirun, or another srun --mpi=... (srun --mpi=list)"
+        )
 
 
 def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
