@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,8 +76,8 @@ def diffuse(
 
 
 def finite_rows(heard: np.ndarray) -> np.ndarray | None:
-    """Which rows are finite (rows,), or None when all are; one sum tells, as NaN and Inf survive it."""
-    if np.isfinite(heard.sum()):
+    """Which rows are finite (rows,), or None when all are; one sum of squares tells, as NaN and Inf survive it."""
+    if math.isfinite(np.vdot(heard, heard)):
         return None
     finite = np.isfinite(heard).all(axis=1)
     return None if finite.all() else finite

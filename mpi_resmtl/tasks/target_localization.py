@@ -97,9 +97,13 @@ class TargetLocalization:
 
         def draw(block: int) -> tuple[np.ndarray, np.ndarray]:
             normal = stream.normal(block)
-            v_u = normal[..., :1] if noise.scalar else normal[..., :2]
-            u = towards + noise.direction[:, None] * v_u
-            return u, away_x * u[..., 0] + away_y * u[..., 1] + noise.distance * normal[..., 2]
+            u = np.empty((len(normal), 2, count))
+            for component, p, e in zip(u.swapaxes(0, 1), (0, 0 if noise.scalar else 1), towards.T, strict=True):
+                np.multiply(normal[..., p], noise.direction, out=component)
+                component += e
+            d = away_x * u[:, 0] + away_y * u[:, 1]
+            d += noise.distance * normal[..., 2]
+            return u.swapaxes(1, 2), d
 
         return LocationTask(
             draw,
