@@ -29,6 +29,7 @@ class Adversary:
     def speak(self, moment: Moment, task: Task, rows: np.ndarray, partition: Partition) -> np.ndarray | None:
         """Write the attackers' messages into the rank's rows; -> which are sent (M,) bool, None: all; collective."""
         own = rows[: partition.count]
+        own.flags.writeable = False
         known = Known(moment.iteration, own, None, None, None, None)
         if self.collusion is not None:
             known = self.collusion.gather(moment, task, own, self.attack)
@@ -40,9 +41,9 @@ class Adversary:
         rows[partition.spoken_rows] = said
         return sent
 
-    def listen(self, rows: np.ndarray, theta: np.ndarray, partition: Partition) -> None:
+    def listen(self, heard: np.ndarray, psi: np.ndarray, theta: np.ndarray, partition: Partition) -> None:
         """After the exchange: attackers keep what they heard and the models they trained."""
         if self.collusion is not None:
-            self.collusion.heard = rows.take(partition.overheard_row, axis=0)
+            self.collusion.heard = heard.take(partition.overheard_row, axis=0)
         if self.trains.size:
-            theta[self.trains] = rows[self.trains]
+            theta[self.trains] = psi[self.trains]

@@ -71,6 +71,16 @@ class Record:
 
 
 @dataclass
+class Exchange:
+    """How messages get from rank to rank; changes no result."""
+
+    shared: Annotated[
+        Literal["auto", "on", "off"],
+        "ranks of a node read each other's rows in place: where there is room for it, always or never",
+    ] = "auto"
+
+
+@dataclass
 class Experiment:
     """A whole resolved configuration."""
 
@@ -81,6 +91,7 @@ class Experiment:
         default_factory=lambda: ["none", "average", "distance", "loss"]
     )
     record: Record = field(default_factory=Record)
+    exchange: Exchange = field(default_factory=Exchange)
     task: Any = None
     """Parameters of TASKS[task.name]."""
     graph: Any = None
@@ -107,12 +118,13 @@ class Experiment:
             "byzantine": asdict(self.byzantine) | asdict(self.attack),
             "rule": asdict(self.rule) | {name: table for name, table in uses.items() if table},
             "record": asdict(self.record),
+            "exchange": asdict(self.exchange),
         }
         return tomli_w.dumps(_without_none(tables))
 
 
 TOP = ("seed", "iterations", "epochs", "rules")
-_TABLES = ("task", "graph", "byzantine", "rule", "record")
+_TABLES = ("task", "graph", "byzantine", "rule", "record", "exchange")
 _LISTS = ("rules", "byzantine.agents")
 
 
@@ -174,6 +186,7 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     experiment = _checked(Experiment, top, "", only=numbers)
     experiment.rules = names
     experiment.record = _checked(Record, tables.get("record", {}), "record")
+    experiment.exchange = _checked(Exchange, tables.get("exchange", {}), "exchange")
     experiment.task = task
     experiment.topology, experiment.graph = topology, _checked(GRAPHS[topology].parameters, graph, "graph")
     experiment.byzantine = who

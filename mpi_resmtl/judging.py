@@ -42,7 +42,9 @@ class Judge:
         initial: float,
         options: object,
     ):
-        """`count` E_r; `options` of the rule: `anchor` of `distance`, `window` iterations of `median`, `samples` of `recent`."""
+        """`count` is E_r; `options` of the rule: `anchor` of `distance`, `window` iterations of `median`, `samples` of
+        `recent`.
+        """
         self.held = np.full(count, initial)
         self._task, self._kind, self._nu = task, judged_by, forgetting_factor
         self._lookahead = getattr(options, "anchor", "previous") == "lookahead"

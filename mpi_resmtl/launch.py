@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from mpi_resmtl.errors import UserError
@@ -22,8 +25,29 @@ class Refused(Exception):
     """A user's error, its text, that rank 0 has shown already; raised on every rank alike."""
 
 
-def on_ranks(action: Callable[[MPI.Comm], None]) -> int:
-    """Call `action(comm)` on every rank; an exception on any rank ends the whole job. -> exit status."""
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin` to a command."""
+    what = "import a module of your own, also from this folder, that registers rules, attacks or tasks"
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=what)
+
+
+def plug_in(modules: list[str]) -> None:
+    """Import modules of the user's own, also from the current folder; raises UserError where one fails."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        for name in modules:
+            importlib.import_module(name)
+    except Exception as error:
+        raise UserError(f"--plugin {name}: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
+
+
+def on_ranks(action: Callable[[MPI.Comm], None], plugins: Sequence[str] = ()) -> int:
+    """Call `action(comm)` on every rank; an exception on any rank ends the whole job. -> exit status.
+
+    `plugins` are imported before, on every rank.
+    """
     import mpi4py
 
     mpi4py.rc.threads = False
@@ -31,6 +55,7 @@ def on_ranks(action: Callable[[MPI.Comm], None]) -> int:
 
     comm = MPI.COMM_WORLD
     try:
+        together(comm, lambda: plug_in(plugins))
         action(comm)
     except Refused:
         return USER_ERROR

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from mpi_resmtl.exchange import Exchange, PartialExchange
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition
+from mpi_resmtl.progress import silent
 from mpi_resmtl.stopwatch import PHASES, Stopwatch
 from mpi_resmtl.streams import block_length
 from mpi_resmtl.tasks import Task
@@ -212,14 +214,11 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], abo
         dataset("graph/edge", ("edge", "endpoint"), "source and target of each edge", data=graph.edge)
         dataset("graph/byzantine", ("agent",), "whether the agent is Byzantine", data=graph.byzantine)
         dataset("graph/group", ("agent",), "task group of the agent", data=graph.group)
-        for name in ("position", "target"):
-            if getattr(graph, name) is not None:
-                dataset(
-                    f"graph/{name}",
-                    ("agent", "coordinate"),
-                    f"{name} of the agent",
-                    data=getattr(graph, name),
-                )
+        if graph.position is not None:
+            dataset("graph/position", ("agent", "coordinate"), "position of the agent", data=graph.position)
+        if graph.target is not None:
+            along = "coordinate" if graph.target.shape[1] == 2 else "parameter"
+            dataset("graph/target", ("agent", along), "true model of the agent", data=graph.target)
         for rule, held in rules.items():
             at = f"rule/{rule}/"
             for measure in layout.measures:
@@ -304,7 +303,7 @@ class Recorder:
         own = slice(partition.first, partition.first + partition.count)
         self._columns = {"agent": own, "edge": partition.edges, "rank": slice(comm.rank, comm.rank + 1)}
         self._all_columns = None if self._parallel else comm.allgather(self._columns)
-        self._silent = np.flatnonzero(graph.byzantine[own])
+        self._silent, self._speaks = (np.flatnonzero(who) for who in (graph.byzantine[own], ~graph.byzantine[own]))
         edges, agents = partition.edges.stop - partition.edges.start, partition.count
         self._measures = _Series(layout, layout.measures_every, dict.fromkeys(layout.measures, agents))
         self._weights = _Series(layout, layout.weights_every, dict.fromkeys(("weight", "share", "accumulated"), edges))
@@ -314,8 +313,20 @@ class Recorder:
         self._neighbours = _Neighbours(partition, graph)
         self._alone: np.ndarray | None = None
 
-    def begin(self, rule: str, alone: bool, held: Held, task: Task, clock: Stopwatch) -> None:
-        """Start recording a rule; `alone` says that it is the one of no cooperation, to which others are compared."""
+    def begin(
+        self,
+        rule: str,
+        alone: bool,
+        held: Held,
+        task: Task,
+        clock: Stopwatch,
+        tell: Callable[[dict[str, float]], None] = silent,
+    ) -> None:
+        """Start recording a rule; `alone` says that it is the one of no cooperation, to which others are compared.
+
+        `tell` is called now and then with means over the rank's normal agents.
+        """
+        self._tell = tell
         self._rule, self._task, self._clock, self._held, self._is_alone = f"rule/{rule}/", task, clock, held, alone
         kept = (task.length, self._partition.count, task.parameters)
         self._theta = np.empty(kept, task.dtype)
@@ -364,6 +375,7 @@ class Recorder:
         found = self._task.measure(samples, psi, self._theta[:count])
         if fresh is not None:
             found["fresh_loss"] = self._task.losses(fresh, self._theta[:count])
+        self._tell_mean({"loss": found["loss"][-1]})
         self._clock.lap("measure")
         places = self._measures.places(first, count)
         every = len(places) == count
@@ -412,6 +424,7 @@ class Recorder:
 
     def _write_epoch(self, epoch: int, theta: np.ndarray) -> None:
         found = self._task.evaluate(theta)
+        self._tell_mean({name.replace("_", " "): found[name] for name in ("test_loss", "test_accuracy")})
         self._clock.lap("measure")
         for name, values in found.items():
             self._write(name, slice(epoch, epoch + 1), "agent", self._silenced(values)[None])
@@ -464,6 +477,11 @@ class Recorder:
         received = np.empty(sum(counts), values.dtype)
         self._comm.Gatherv(values, (received, counts))
         return [part.reshape(s) for part, s in zip(np.split(received, np.cumsum(counts)[:-1]), shapes, strict=True)]
+
+    def _tell_mean(self, values: dict[str, np.ndarray]) -> None:
+        """Tell the means over the rank's normal agents of values (A,)."""
+        if self._tell is not silent and len(self._speaks):
+            self._tell({name: float(found[self._speaks].mean()) for name, found in values.items()})
 
     def _silenced(self, values: np.ndarray) -> np.ndarray:
         """Values of the rank's agents (A, ...) with NaN where the agent is Byzantine."""

@@ -17,7 +17,7 @@ from mpi_resmtl.combining import Combiner, Method, ServerCombiner
 from mpi_resmtl.config import Experiment
 from mpi_resmtl.diffusion import Rank, diffuse
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.exchange import Collusion, Everyone, Exchange, PartialExchange
+from mpi_resmtl.exchange import Collusion, Everyone, open_exchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.judging import Judge
 from mpi_resmtl.launch import on_root, together
@@ -55,12 +55,16 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     byzantine = choose_byzantine(agents, who.count, who.agents, experiment.seed)
     if byzantine.all():
         raise UserError(f"all {agents} agents are Byzantine: nobody is left to learn")
-    cut = shares(edge, byzantine, ranks)
+    work = None
+    if scene.judging is not None:
+        heard = np.bincount(edge[:, 1], minlength=agents)
+        work = scene.learning + np.where(byzantine, 0, heard) * scene.judging
+    cut = shares(edge, byzantine, ranks, work)
     if experiment.epochs is not None:
         experiment.iterations = experiment.epochs * scene.epoch
     graph = Graph(edge, byzantine, scene.group, scene.position, scene.target, scene.epoch)
     _settle_b(experiment, graph)
-    alone = replace(scene, position=None, target=None, edge=None)
+    alone = replace(scene, position=None, target=None, edge=None, judging=None, learning=None)
     return Plan(experiment, graph, len(edge), np.bincount(edge[:, 1], minlength=agents) - 1, alone), cut
 
 
@@ -93,8 +97,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
-    who, rows = planned.experiment.byzantine, np.zeros((part.rows, task.parameters), task.dtype)
-    attack = ATTACKS[who.attack]
+    who = planned.experiment.byzantine
+    attack, way = ATTACKS[who.attack], planned.experiment.exchange.shared
+    exchange = together(comm, lambda: open_exchange(comm, part, task.parameters, task.dtype, way, attack.omits))
+    part = exchange.partition
     own = planned.graph.byzantine[part.first : part.first + part.count]
     trains = attack.knows != "nothing" or who.start > 0 or who.stop is not None
     everyone, collusion = Everyone(comm, share.offsets), None
@@ -102,12 +108,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
         overheard = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
         collusion = Collusion(everyone, planned.graph.byzantine, overheard)
     rank = Rank(
-        partition=part,
         task=task,
         adversary=Adversary(attack, messages, who.start, who.stop, collusion, np.flatnonzero(own & trains)),
         everyone=everyone,
-        exchange=(PartialExchange if attack.omits else Exchange)(comm, part, rows),
-        rows=rows,
+        exchange=exchange,
         tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers)),
     )
     if attack.mislabels:
@@ -184,16 +188,24 @@ def _held(experiment: Experiment, name: str) -> recorder.Held:
 
 
 def diffuse_rule(
-    planned: Plan, rank: Rank, name: str, record: recorder.Recorder, progress: Callable[[int], None] = silent
+    planned: Plan,
+    rank: Rank,
+    name: str,
+    record: recorder.Recorder,
+    progress: Callable[[int], None] = silent,
+    tell: Callable[[dict[str, float]], None] = silent,
 ) -> None:
-    """Run one rule of an experiment; numbers that overflow are an attack's doing and handled where they matter."""
+    """Run one rule of an experiment; numbers that overflow are an attack's doing and handled where they matter.
+
+    `progress` is called with each iteration that is done, `tell` as in `Recorder.begin`.
+    """
     experiment, task, clock = planned.experiment, rank.task, Stopwatch()
     used = method(experiment, name)
     numbers = (experiment.rule.forgetting_factor, experiment.rule.initial_accumulated_loss, used.options)
     edges = len(rank.partition.source)
     judge = Judge(task, edges, used.rule.judged_by, *numbers)
     if used.rule.serve is not None:
-        combiner = ServerCombiner(used, judge, rank.everyone, rank.partition, task.step_size, clock)
+        combiner = ServerCombiner(used, judge, rank.everyone, rank.exchange, task.step_size, clock)
     else:
         combiner = Combiner(
             used,
@@ -209,7 +221,7 @@ def diffuse_rule(
             lambda moment: task.own_losses(moment.samples, moment.i, moment.theta),
             clock,
         )
-    record.begin(name, used.rule.name == "none", _held(experiment, name), task, clock)
+    record.begin(name, used.rule.name == "none", _held(experiment, name), task, clock, tell)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         diffuse(rank, combiner, experiment.iterations, record, clock, progress)
 
@@ -232,8 +244,9 @@ def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite:
         if not told:
             diffuse_rule(planned, rank, name, record)
         else:
-            progress = Progress(f"{output.stem}: {name}", experiment.iterations)
-            diffuse_rule(planned, rank, name, record, progress)
+            whose = "" if comm.size == 1 else "rank 0's agents"
+            progress = Progress(f"{output.stem}: {name}", experiment.iterations, whose)
+            diffuse_rule(planned, rank, name, record, progress, progress.found)
             progress.end()
     record.close()
     rank.close()

@@ -49,10 +49,15 @@ class Stream:
         return self._by_iteration((halves >> np.uint32(8)) * np.float32(2.0**-24), self._width)
 
     def normal(self, block: int) -> np.ndarray:
-        """Independent N(0, 1), two from two words (Box and Muller 1958): float64 (length, count, width).
+        """Independent N(0, 1): float64 (length, count, width)."""
+        return self._by_iteration(self._normal(block), self._width)
 
-        Stored component by component, (length, width, count).
-        """
+    def normal_by_component(self, block: int) -> np.ndarray:
+        """The same numbers as (length, width, count)."""
+        return np.ascontiguousarray(self._normal(block).T).reshape(self.length, self._width, self._count)
+
+    def _normal(self, block: int) -> np.ndarray:
+        """A block agent by agent, two from two words (Box and Muller 1958): float64 (count, length * width)."""
         pairs = -(-self._width // 2)
         uniform = self._uniform(block, 2 * pairs)
         half, used = uniform.shape[1] // 2, self.length * self._width
@@ -64,8 +69,7 @@ class Stream:
         normal = np.empty((self._count, used))
         np.multiply(radius, np.cos(angle), out=normal[:, :half])
         np.multiply(radius[:, : used - half], np.sin(angle[:, : used - half]), out=normal[:, half:])
-        by_place = np.ascontiguousarray(normal.T)
-        return by_place.reshape(self.length, self._width, self._count).transpose(0, 2, 1)
+        return normal
 
     def _uniform(self, block: int, width: int) -> np.ndarray:
         """A block of `width` numbers an iteration, agent by agent: float64 (count, length * width)."""

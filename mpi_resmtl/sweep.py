@@ -34,7 +34,7 @@ from mpi_resmtl.attacks import ATTACKS
 from mpi_resmtl.config import TOP, Byzantine, Experiment, Use, read, resolve
 from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.graph import GRAPHS
-from mpi_resmtl.launch import Refused, on_ranks, on_root
+from mpi_resmtl.launch import Refused, add_plugin, on_ranks, on_root
 from mpi_resmtl.registry import Registry
 from mpi_resmtl.rules import RULES
 from mpi_resmtl.tasks import TASKS
@@ -652,6 +652,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as seed=0,1,2")
     sweep.add_argument("--overwrite", action="store_true", help="replace what is in DIR of another sweep or run")
     sweep.add_argument("--data-dir", metavar="DIR", help="where real data lie (default: $MPI_RESMTL_DATA)")
+    add_plugin(sweep)
     sweep.set_defaults(command=_sweep)
 
 
@@ -659,5 +660,6 @@ def _sweep(asked: argparse.Namespace) -> int:
     if asked.data_dir is not None:
         asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
     return on_ranks(
-        lambda comm: run(comm, lambda: load(asked.sweep, asked.set), asked.output, asked.groups, asked.overwrite)
+        lambda comm: run(comm, lambda: load(asked.sweep, asked.set), asked.output, asked.groups, asked.overwrite),
+        asked.plugin,
     )

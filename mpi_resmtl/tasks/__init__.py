@@ -110,6 +110,10 @@ class Scene:
     """(E, 2) where the task brings its own graph."""
     epoch: int = 0
     """Iterations in an epoch, of a study whose length is given in epochs."""
+    judging: np.ndarray | None = None
+    """(n,) what it costs an agent to judge one message, where that is not alike."""
+    learning: np.ndarray | None = None
+    """(n,) what all else in an iteration costs, in the same unit."""
     length: int | None = None
     """Iterations after which the data end; None: never."""
 
