@@ -38,7 +38,7 @@ class Adversary:
         said, sent = said if self.attack.omits else (said, None)
         if not attacking:
             said, sent = own.take(partition.spoken[:, 0] - partition.first, axis=0), None
-        rows[partition.spoken_row] = said
+        rows[partition.spoken_rows] = said
         return sent
 
     def listen(self, heard: np.ndarray, psi: np.ndarray, theta: np.ndarray, partition: Partition) -> None:

@@ -94,7 +94,7 @@ class Combiner:
             (t, list(stacks(t, first, graph, degree, parameters, method.lowered)) if dense else []) for t in tiles
         ]
         if method.pre == "nnm":
-            self._mixed = [_mixed(tile, dense, parameters) for tile, dense in self._tiles]
+            self._mixed = [_mixed(tile, dense) for tile, dense in self._tiles]
 
     def __call__(self, moment: Moment, rows: np.ndarray, finite: np.ndarray | None, reported: bool) -> None:
         """theta <- what the method makes of the rows that agents hear, of which some (rows,) are finite, None: all.
@@ -122,7 +122,7 @@ class Combiner:
                 a = rule.weigh(seen, self.judge.held[tile.edges])
                 if usable is not None and not rule.trusting:
                     a = _without(seen, a, usable, messages)
-                theta[tile.agents] = seen.combine(a, messages)
+                seen.combine(a, messages, theta)
                 self.part[tile.edges] = a
             else:
                 for stack in dense:
@@ -211,10 +211,9 @@ class ServerCombiner:
         self._clock.lap("combine")
 
 
-def _mixed(tile: Neighbourhoods, dense: list[Stack], parameters: int) -> tuple[Neighbourhoods, list[Stack]]:
+def _mixed(tile: Neighbourhoods, dense: list[Stack]) -> tuple[Neighbourhoods, list[Stack]]:
     """The same neighbourhoods where each edge has a row of its own, in the order of edges."""
     row = np.arange(len(tile.row))
-    element = None if tile.element is None else row * parameters + np.arange(parameters)[:, None]
     moved = []
     for stack in dense:
         own = row[stack.edges][
@@ -223,7 +222,7 @@ def _mixed(tile: Neighbourhoods, dense: list[Stack], parameters: int) -> tuple[N
         places = own.repeat(stack.row.shape[1])
         places[stack.slot] = row[stack.edges]
         moved.append(replace(stack, row=places.reshape(stack.row.shape)))
-    return replace(tile, row=row, element=element), moved
+    return replace(tile, row=row), moved
 
 
 def _usable(finite: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | None:
@@ -242,7 +241,7 @@ def _without(tile: Neighbourhoods, weight: np.ndarray, usable: np.ndarray, messa
     """
     usable = usable.copy()
     usable[tile.own] = True
-    if tile.element is not None:
+    if tile.gathered:
         messages[~usable] = 0.0
     loses = tile.spread(np.logical_and.reduceat(usable, tile.start)) == 0
     left = np.where(usable, weight, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,9 +81,9 @@ def diffuse(
 def finite_rows(rows: np.ndarray, parts: list[slice]) -> np.ndarray | None:
     """Which rows are finite (R,), or None when all are; of `rows` (R, P) only some parts are looked at.
 
-    One sum of a part tells, as NaN and Inf survive it.
+    One sum of squares of a part tells, as NaN and Inf survive it.
     """
-    if all(np.isfinite(rows[part].sum()) for part in parts):
+    if all(math.isfinite(np.vdot(rows[part], rows[part])) for part in parts):
         return None
     finite = np.ones(len(rows), bool)
     for part in parts:
