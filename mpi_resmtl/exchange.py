@@ -6,10 +6,12 @@ nor its time.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl.attacks import Attack, Known
+from mpi_resmtl.attacks import Knowledge, Known
 from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition
 from mpi_resmtl.tasks import Task
@@ -136,30 +138,35 @@ class Everyone:
 
 
 class Collusion:
-    """What Byzantine agents know of others."""
+    """What a rank's attackers know of others."""
 
-    def __init__(self, everyone: Everyone, byzantine: np.ndarray, overheard: np.ndarray):
-        """`byzantine` (n,) bool; `overheard` (H, P) zeros."""
-        self._everyone, self._byzantine = everyone, byzantine
-        self.heard = self._nothing = overheard
+    def __init__(
+        self, everyone: Everyone, partition: Partition, byzantine: np.ndarray, knows: Knowledge, nothing: np.ndarray
+    ):
+        """`byzantine` (n,) bool; `nothing` (H, P) zeros, what is heard before the first iteration."""
+        self._everyone, self._knows = everyone, knows
+        self._hidden = byzantine
+        if knows == "victim":
+            victims = np.zeros(len(byzantine), bool)
+            victims[partition.spoken[:, 1]] = True
+            self._hidden = byzantine | ~victims
+        self.heard = self._nothing = nothing
 
-    def gather(self, moment: Moment, task: Task, psi: np.ndarray, attack: Attack) -> Known:
-        """What is known in an iteration, as the attack declares; collective."""
+    def add(self, known: Known, moment: Moment, task: Task, psi: np.ndarray, samples: bool) -> Known:
+        """`known` with what the attack knows of others; `samples` too if it declares them; collective."""
         if moment.iteration == 0:
             self.heard = self._nothing
-        if attack.knows == "heard":
-            return Known(moment.iteration, psi, self.heard, None, None, None)
-        return Known(
-            iteration=moment.iteration,
-            own=psi,
-            heard=None,
-            intermediate=self._normal(psi),
-            previous=self._normal(moment.theta),
-            revealed=self._normal(task.reveal(moment.samples, moment.i)) if attack.samples else None,
+        if self._knows == "heard":
+            return replace(known, heard=self.heard)
+        return replace(
+            known,
+            intermediate=self._told(psi),
+            previous=self._told(moment.theta),
+            revealed=self._told(task.reveal(moment.samples, moment.i)) if samples else None,
         )
 
-    def _normal(self, own: np.ndarray) -> np.ndarray:
-        """The rows of all agents, 0 for Byzantine ones."""
+    def _told(self, own: np.ndarray) -> np.ndarray:
+        """The rows of all agents, 0 for those that attackers are told nothing of."""
         whole = self._everyone.rows(own)
-        whole[self._byzantine] = 0
+        whole[self._hidden] = 0
         return whole
