@@ -67,7 +67,7 @@ def diffuse(
             exchange.finish()
             clock.lap("exchange")
 
-            combiner(moment, rows, finite_rows(heard), recorder.wants_parts(first + i))
+            combiner(moment, rows, finite_rows(heard), exchange.arrived, recorder.wants_parts(first + i))
             rank.adversary.listen(rows, theta, rank.partition)
             recorder.keep(moment, combiner)
             progress(first + i)

@@ -36,6 +36,7 @@ class Exchange:
         received = [self._comm.Recv_init(rows[block.rows], source=block.peer, tag=_TAG) for block in partition.received]
         sent = [self._comm.Send_init(rows[block.rows], dest=block.peer, tag=_TAG) for block in partition.sent]
         self._requests = received + sent
+        self.arrived = None
         self._messages_a_call = len(sent)
         self._bytes_a_call = sum(rows[block.rows].nbytes for block in partition.sent)
         self.messages = self.bytes = 0
@@ -75,6 +76,9 @@ class PartialExchange:
         self._inbox = [np.empty(b.attacks + rows[b.rows].nbytes, np.uint8) for b in partition.received]
         self._pending: list[MPI.Request] = []
         self._outbox: list[np.ndarray] = []
+        self._has = np.ones(partition.heard_rows, bool)
+        self.arrived: np.ndarray | None = None
+        """(heard_rows,) which rows were sent; None: all."""
         self.messages = self.bytes = 0
 
     def start(self, sent: np.ndarray | None = None) -> None:
@@ -83,7 +87,8 @@ class PartialExchange:
         if sent is None:
             sent = np.ones(len(part.spoken), bool)
         at_home = part.spoken_row < part.heard_rows
-        rows[part.spoken_row[at_home & ~sent]] = np.nan
+        rows[part.spoken_row[~sent]] = np.nan
+        self._has[part.spoken_row[at_home]] = sent[at_home]
         self._pending = [
             self._comm.Irecv(inbox, source=block.peer, tag=_TAG)
             for inbox, block in zip(self._inbox, part.received, strict=True)
@@ -110,6 +115,8 @@ class PartialExchange:
             target[:normal] = said[:normal]
             target[normal:] = np.nan
             target[normal:][flags] = said[normal:]
+            self._has[block.rows][normal:] = flags
+        self.arrived = None if self._has.all() else self._has
 
     def close(self) -> None:
         """Free the communicator; collective."""
