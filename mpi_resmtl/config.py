@@ -36,6 +36,12 @@ class Byzantine:
     start: Annotated[int, Ge(0), "iterations that they are honest at first"] = 0
     stop: Annotated[int | None, Ge(0), "iteration from which on they are honest again"] = None
 
+    def __post_init__(self):
+        if self.stop is not None and self.start >= self.stop:
+            raise UserError(
+                f"byzantine.start = {self.start} is not before byzantine.stop = {self.stop}: nobody would attack"
+            )
+
 
 @dataclass
 class Rules:
