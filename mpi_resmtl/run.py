@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl import recorder
+from mpi_resmtl import hdf5, recorder
 from mpi_resmtl.adversary import Adversary
 from mpi_resmtl.attacks import ATTACKS, Knowledge, Messages, Stage
 from mpi_resmtl.combining import Combiner, Method, ServerCombiner
@@ -44,6 +44,8 @@ class Plan:
 def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     """Draw or read the scene, build the graph and cut it into shares; rank 0 alone."""
     study = TASKS[experiment.task.name]
+    for parameters in (experiment.task, experiment.attack):
+        hdf5.examine_inputs(parameters)
     scene = study.scene(experiment.task, experiment.seed)
     agents = len(scene.group)
     if scene.length is not None and experiment.iterations > scene.length:
