@@ -213,14 +213,11 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], abo
         dataset("graph/edge", ("edge", "endpoint"), "source and target of each edge", data=graph.edge)
         dataset("graph/byzantine", ("agent",), "whether the agent is Byzantine", data=graph.byzantine)
         dataset("graph/group", ("agent",), "task group of the agent", data=graph.group)
-        for name in ("position", "target"):
-            if getattr(graph, name) is not None:
-                dataset(
-                    f"graph/{name}",
-                    ("agent", "coordinate"),
-                    f"{name} of the agent",
-                    data=getattr(graph, name),
-                )
+        if graph.position is not None:
+            dataset("graph/position", ("agent", "coordinate"), "position of the agent", data=graph.position)
+        if graph.target is not None:
+            along = "coordinate" if graph.target.shape[1] == 2 else "parameter"
+            dataset("graph/target", ("agent", along), "true model of the agent", data=graph.target)
         for rule, held in rules.items():
             at = f"rule/{rule}/"
             for measure in layout.measures:
