@@ -141,7 +141,7 @@ _DEEPEST = 16
 _LARGEST_NUMBER = 2**64
 _LONGEST_NAME = 64
 _LONG_KEY = re.compile(
-    r"""(?<![\w"'-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.){0,199}+"|'[^'\n]{0,199}+')[ \t]*+\.[ \t]*+){%d}""" % (2 * _DEEPEST),
+    r"""(?<![\w"'-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.){0,199}+"|'[^'\n]{0,199}+')[ \t]*+\.[ \t]*+){%d}""" % (2 * _DEEPEST),  # noqa: UP031  (braces abound)
     re.ASCII,
 )
 """A key of so many parts that `tomllib`, whose time grows with their square, must not see it."""
