@@ -71,6 +71,14 @@ class Record:
 
 
 @dataclass
+class Checkpoint:
+    """How often all that a run has come to is saved; it is too when a signal ends the run. 0: never."""
+
+    every: Annotated[int, Ge(0), "iterations between checkpoints"] = 0
+    minutes: Annotated[float, Ge(0), "minutes between checkpoints"] = 10.0
+
+
+@dataclass
 class Experiment:
     """A whole resolved configuration."""
 
@@ -81,6 +89,7 @@ class Experiment:
         default_factory=lambda: ["none", "average", "distance", "loss"]
     )
     record: Record = field(default_factory=Record)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     task: Any = None
     """Parameters of TASKS[task.name]."""
     graph: Any = None
@@ -107,13 +116,18 @@ class Experiment:
             "byzantine": asdict(self.byzantine) | asdict(self.attack),
             "rule": asdict(self.rule) | {name: table for name, table in uses.items() if table},
             "record": asdict(self.record),
+            "checkpoint": asdict(self.checkpoint),
         }
         return tomli_w.dumps(_without_none(tables))
 
 
 TOP = ("seed", "iterations", "epochs", "rules")
-_TABLES = ("task", "graph", "byzantine", "rule", "record")
+_TABLES = ("task", "graph", "byzantine", "rule", "record", "checkpoint")
 _LISTS = ("rules", "byzantine.agents")
+_SETTLED = ("rule.b",)
+"""Keys that a run works out from its graph where they are not given."""
+_NO_MATTER = ("checkpoint.every", "checkpoint.minutes")
+"""Keys that change no result."""
 
 
 def presets() -> dict[str, str]:
@@ -174,6 +188,7 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     experiment = _checked(Experiment, top, "", only=numbers)
     experiment.rules = names
     experiment.record = _checked(Record, tables.get("record", {}), "record")
+    experiment.checkpoint = _checked(Checkpoint, tables.get("checkpoint", {}), "checkpoint")
     experiment.task = task
     experiment.topology, experiment.graph = topology, _checked(GRAPHS[topology].parameters, graph, "graph")
     experiment.byzantine = who
@@ -304,6 +319,30 @@ def _checked(
 
 def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
+
+
+def flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Tables as one dict with dotted keys."""
+    found = {}
+    for key, value in tables.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def differences(there: str, asked: str) -> str:
+    """How two resolved TOMLs differ, in words; empty where they give the same result. Raises TOMLDecodeError."""
+    one, two = ({k: v for k, v in flat(tomllib.loads(t)).items() if k not in _NO_MATTER} for t in (there, asked))
+    for key in _SETTLED:
+        if key not in two:
+            one.pop(key, None)
+    keys = [key for key in sorted(one.keys() | two.keys()) if key not in one or key not in two or one[key] != two[key]]
+    words = [f"{key} {_is(one, key)} there, {_is(two, key)} asked for" for key in keys]
+    more = f"; and {len(words) - 3} more" if len(words) > 3 else ""
+    return "; ".join(words[:3]) + more
+
+
+def _is(values: dict[str, Any], key: str) -> str:
+    return f"= {values[key]!r}" if key in values else "is not"
 
 
 def _without_none(tables: dict[str, Any]) -> dict[str, Any]:

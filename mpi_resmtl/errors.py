@@ -1,7 +1,11 @@
-"""The one error that a user's input may cause."""
+"""The errors that are shown as one line: one that a user's input may cause, and one that a disk may."""
 
 import difflib
 from collections.abc import Iterable
+
+
+class FileError(RuntimeError):
+    """A file that cannot be written while ranks are at work: shown as one line, and the job ends."""
 
 
 class UserError(ValueError):

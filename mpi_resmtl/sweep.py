@@ -31,7 +31,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from mpi_resmtl.attacks import ATTACKS
-from mpi_resmtl.config import TOP, Byzantine, Experiment, Use, read, resolve
+from mpi_resmtl.config import TOP, Byzantine, Experiment, Use, differences, flat, read, resolve
 from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.graph import GRAPHS
 from mpi_resmtl.launch import Refused, on_ranks, on_root
@@ -47,8 +47,6 @@ NO_ATTACK = "none"
 INDEX, SWEEP = "index.csv", "sweep.toml"
 _COLUMNS = ("seed", "byzantine.count", "byzantine.attack")
 """What the index says of every cell, swept or not."""
-_SETTLED = ("rule.b",)
-"""Keys that a run works out from its graph where they are not given."""
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 Tables = dict[str, Any]
@@ -152,7 +150,7 @@ def _swept(tables: Tables, source: str) -> dict[str, list]:
     """The keys that hold lists without being made for them, in their order; raises UserError where that is wrong."""
     known = _known(tables, source)
     swept = {}
-    for key, value in _flat({k: v for k, v in tables.items() if k not in ("attacks", "graphs")}).items():
+    for key, value in flat({k: v for k, v in tables.items() if k not in ("attacks", "graphs")}).items():
         if not isinstance(value, list):
             continue
         if key not in known:
@@ -335,12 +333,12 @@ def _resolved(tables: Tables, swept: dict[str, list], cells: list[Cell]) -> str:
     """The sweep as TOML, with every value that all cells have in common and does not follow from what is swept."""
     import tomli_w
 
-    flat = [_flat(tomllib.loads(cell.config)) for cell in cells]
-    attacked = [(c, f) for c, f in zip(cells, flat, strict=True) if c.values["byzantine.attack"] != NO_ATTACK]
+    configs = [flat(tomllib.loads(cell.config)) for cell in cells]
+    attacked = [(c, f) for c, f in zip(cells, configs, strict=True) if c.values["byzantine.attack"] != NO_ATTACK]
     who = {f"byzantine.{field.name}" for field in fields(Byzantine)} - {"byzantine.attack"}
 
-    common = {key: value for key, value in _common(flat).items() if not key.startswith("byzantine.")}
-    fought = _common([f for _, f in attacked] or flat)
+    common = {key: value for key, value in _common(configs).items() if not key.startswith("byzantine.")}
+    fought = _common([f for _, f in attacked] or configs)
     common |= {key: value for key, value in fought.items() if key in who}
     parts: Tables = {}
     for label in dict.fromkeys(cell.values["byzantine.attack"] for cell, _ in attacked):
@@ -355,7 +353,7 @@ def _resolved(tables: Tables, swept: dict[str, list], cells: list[Cell]) -> str:
     if "graph.kind" in swept:
         common = {key: value for key, value in common.items() if not key.startswith("graph.")}
         for label in swept["graph.kind"]:
-            own = _common([f for cell, f in zip(cells, flat, strict=True) if cell.values["graph.kind"] == label])
+            own = _common([f for cell, f in zip(cells, configs, strict=True) if cell.values["graph.kind"] == label])
             loose = {key for key in own if key.startswith("graph.")} - swept.keys()
             if own["graph.kind"] == label:
                 loose -= {"graph.kind"}
@@ -366,18 +364,10 @@ def _resolved(tables: Tables, swept: dict[str, list], cells: list[Cell]) -> str:
     return tomli_w.dumps(made)
 
 
-def _common(flat: list[dict[str, Any]]) -> dict[str, Any]:
+def _common(configs: list[dict[str, Any]]) -> dict[str, Any]:
     """What all of some flat tables have, with the same value."""
-    first, *others = flat
+    first, *others = configs
     return {key: value for key, value in first.items() if all(key in o and o[key] == value for o in others)}
-
-
-def _flat(tables: Tables, prefix: str = "") -> dict[str, Any]:
-    """Tables as one dict with dotted keys."""
-    found = {}
-    for key, value in tables.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def _put(tables: Tables, key: str, value: Any) -> None:
@@ -386,22 +376,6 @@ def _put(tables: Tables, key: str, value: Any) -> None:
     for part in path:
         tables = tables.setdefault(part, {})
     tables[last] = value
-
-
-def _differences(there: str, asked: str) -> str:
-    """How two resolved TOMLs differ, in words; empty where they do not."""
-    one, two = _flat(tomllib.loads(there)), _flat(tomllib.loads(asked))
-    for key in _SETTLED:
-        if key not in two:
-            one.pop(key, None)
-    keys = [key for key in sorted(one.keys() | two.keys()) if key not in one or key not in two or one[key] != two[key]]
-    words = [f"{key} {_is(one, key)} there, {_is(two, key)} asked for" for key in keys]
-    more = f"; and {len(words) - 3} more" if len(words) > 3 else ""
-    return "; ".join(words[:3]) + more
-
-
-def _is(flat: dict[str, Any], key: str) -> str:
-    return f"= {flat[key]!r}" if key in flat else "is not"
 
 
 @dataclass(frozen=True)
@@ -512,7 +486,7 @@ def _prepare(sweep: Sweep, folder: Path, overwrite: bool) -> tuple[Board, io.Tex
         pass
     if (folder / SWEEP).exists() and not overwrite:
         try:
-            differ = _differences((folder / SWEEP).read_text(), sweep.toml)
+            differ = differences((folder / SWEEP).read_text(), sweep.toml)
         except tomllib.TOMLDecodeError as error:
             differ = f"its {SWEEP} is not TOML: {error}"
         if differ:
@@ -534,7 +508,7 @@ def _is_there(path: Path, cell: Cell, overwrite: bool) -> bool:
         return False
     try:
         with h5py.File(path) as file:
-            differ = _differences(file.attrs["config"], cell.config)
+            differ = differences(file.attrs["config"], cell.config)
     except (OSError, KeyError, tomllib.TOMLDecodeError):
         differ = "it is not a result file"
     if differ and not overwrite:
