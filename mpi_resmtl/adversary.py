@@ -31,6 +31,7 @@ class Adversary:
     def speak(self, moment: Moment, task: Task, rows: np.ndarray, partition: Partition) -> np.ndarray | None:
         """Write the attackers' messages into the rank's rows; -> which are sent (M,) bool, None: all; collective."""
         own = rows[: partition.count]
+        own.flags.writeable = False
         known = Known(moment.iteration, own, None, None, None, None)
         if self.collusion is not None:
             known = self.collusion.gather(moment, task, own, self.attack)
@@ -39,7 +40,7 @@ class Adversary:
         said, sent = said if self.attack.omits else (said, None)
         if not attacking:
             said, sent = own.take(partition.spoken[:, 0] - partition.first, axis=0), None
-        rows[partition.spoken_row] = said
+        rows[partition.spoken_rows] = said
         return sent
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
@@ -56,9 +57,9 @@ class Adversary:
         if hasattr(self.messages, "state"):
             self.messages.state.put_back(state)
 
-    def listen(self, rows: np.ndarray, theta: np.ndarray, partition: Partition) -> None:
+    def listen(self, heard: np.ndarray, psi: np.ndarray, theta: np.ndarray, partition: Partition) -> None:
         """After the exchange: attackers keep what they heard and the models they trained."""
         if self.collusion is not None:
-            self.collusion.heard = rows.take(partition.overheard_row, axis=0)
+            self.collusion.heard = heard.take(partition.overheard_row, axis=0)
         if self.trains.size:
-            theta[self.trains] = rows[self.trains]
+            theta[self.trains] = psi[self.trains]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.exchange import Everyone
+from mpi_resmtl.exchange import Everyone, Exchange, PartialExchange
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.judging import Judge, Moment
 from mpi_resmtl.neighbourhoods import Neighbourhoods
-from mpi_resmtl.partition import Partition
 from mpi_resmtl.rules import Heard, Mixing, Rule
 from mpi_resmtl.rules.mixing import bucketing, nnm
 from mpi_resmtl.stacks import Stack, heard, stacks
@@ -95,7 +94,7 @@ class Combiner:
             (t, list(stacks(t, first, graph, degree, parameters, method.lowered)) if dense else []) for t in tiles
         ]
         if method.pre == "nnm":
-            self._mixed = [_mixed(tile, dense, parameters) for tile, dense in self._tiles]
+            self._mixed = [_mixed(tile, dense) for tile, dense in self._tiles]
 
     @property
     def judges(self) -> dict[str, Judge]:
@@ -128,7 +127,7 @@ class Combiner:
                 a = rule.weigh(seen, self.judge.held[tile.edges])
                 if usable is not None and not rule.trusting:
                     a = _without(seen, a, usable, messages)
-                theta[tile.agents] = seen.combine(a, messages)
+                seen.combine(a, messages, theta)
                 self.part[tile.edges] = a
             else:
                 for stack in dense:
@@ -191,8 +190,17 @@ class Combiner:
 class ServerCombiner:
     """The server's part: everyone's model goes to it, and its answer comes back; the graph does not matter."""
 
-    def __init__(self, method: Method, judge: Judge, everyone: Everyone, partition: Partition, step_size: float, clock):
+    def __init__(
+        self,
+        method: Method,
+        judge: Judge,
+        everyone: Everyone,
+        exchange: Exchange | PartialExchange,
+        step_size: float,
+        clock: Stopwatch,
+    ):
         self._method, self.judge, self._everyone, self._clock = method, judge, everyone, clock
+        self._exchange, partition = exchange, exchange.partition
         self._step_size, self._own = step_size, slice(partition.first, partition.first + partition.count)
         self.part = np.full(len(judge.held), np.nan)
         first = np.unique(partition.spoken[:, 0], return_index=True)[1]
@@ -205,18 +213,17 @@ class ServerCombiner:
 
     def __call__(self, moment: Moment, rows: np.ndarray, finite: np.ndarray | None, reported: bool) -> None:
         """theta <- the server's answer; it hears from an attacker what its first victim hears, 0 where that is NaN."""
-        said = rows[: len(moment.theta)].copy()
-        said[self._liars] = rows[self._lies]
+        said = moment.psi.copy()
+        said[self._liars] = self._exchange.mine[self._lies]
         said[~np.isfinite(said).all(axis=1)] = 0
         models = self._everyone.rows(said)
         moment.theta[:] = self._method.rule.serve(models, self._step_size, self._method.options)[self._own]
         self._clock.lap("combine")
 
 
-def _mixed(tile: Neighbourhoods, dense: list[Stack], parameters: int) -> tuple[Neighbourhoods, list[Stack]]:
+def _mixed(tile: Neighbourhoods, dense: list[Stack]) -> tuple[Neighbourhoods, list[Stack]]:
     """The same neighbourhoods where each edge has a row of its own, in the order of edges."""
     row = np.arange(len(tile.row))
-    element = None if tile.element is None else row * parameters + np.arange(parameters)[:, None]
     moved = []
     for stack in dense:
         own = row[stack.edges][
@@ -225,7 +232,7 @@ def _mixed(tile: Neighbourhoods, dense: list[Stack], parameters: int) -> tuple[N
         places = own.repeat(stack.row.shape[1])
         places[stack.slot] = row[stack.edges]
         moved.append(replace(stack, row=places.reshape(stack.row.shape)))
-    return replace(tile, row=row, element=element), moved
+    return replace(tile, row=row), moved
 
 
 def _usable(finite: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | None:
@@ -238,12 +245,16 @@ def _usable(finite: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | Non
 
 
 def _without(tile: Neighbourhoods, weight: np.ndarray, usable: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """Weights with 0 on what is not usable, their sum 1 again; gathered copies of such messages become 0."""
+    """Weights with 0 on what is not usable, their sum 1 again; gathered copies of such messages become 0.
+
+    Weights of agents that can use all they hear stay as they are, so that they do not depend on who shares the tile.
+    """
     usable = usable.copy()
     usable[tile.own] = True
-    if tile.element is not None:
+    if tile.gathered:
         messages[~usable] = 0.0
-    weight = np.where(usable, weight, 0.0)
-    lonely = tile.total(weight) == 0.0
-    weight[tile.own[lonely]] = 1.0
-    return tile.normalise(weight)
+    loses = tile.spread(np.logical_and.reduceat(usable, tile.start)) == 0
+    left = np.where(usable, weight, 0.0)
+    lonely = tile.total(left) == 0.0
+    left[tile.own[lonely]] = 1.0
+    return np.where(loses, tile.normalise(left), weight)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
 
@@ -20,6 +21,9 @@ from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.graph import GRAPHS
 from mpi_resmtl.rules import RULES, Mixing, Rule
 from mpi_resmtl.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 @dataclass
@@ -79,6 +83,16 @@ class Checkpoint:
 
 
 @dataclass
+class Exchange:
+    """How messages get from rank to rank; changes no result."""
+
+    shared: Annotated[
+        Literal["auto", "on", "off"],
+        "ranks of a node read each other's rows in place: where there is room for it, always or never",
+    ] = "auto"
+
+
+@dataclass
 class Experiment:
     """A whole resolved configuration."""
 
@@ -89,6 +103,7 @@ class Experiment:
         default_factory=lambda: ["none", "average", "distance", "loss"]
     )
     record: Record = field(default_factory=Record)
+    exchange: Exchange = field(default_factory=Exchange)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     task: Any = None
     """Parameters of TASKS[task.name]."""
@@ -116,18 +131,15 @@ class Experiment:
             "byzantine": asdict(self.byzantine) | asdict(self.attack),
             "rule": asdict(self.rule) | {name: table for name, table in uses.items() if table},
             "record": asdict(self.record),
+            "exchange": asdict(self.exchange),
             "checkpoint": asdict(self.checkpoint),
         }
         return tomli_w.dumps(_without_none(tables))
 
 
 TOP = ("seed", "iterations", "epochs", "rules")
-_TABLES = ("task", "graph", "byzantine", "rule", "record", "checkpoint")
+_TABLES = ("task", "graph", "byzantine", "rule", "record", "exchange", "checkpoint")
 _LISTS = ("rules", "byzantine.agents")
-_SETTLED = ("rule.b",)
-"""Keys that a run works out from its graph where they are not given."""
-_NO_MATTER = ("checkpoint.every", "checkpoint.minutes")
-"""Keys that change no result."""
 
 
 def presets() -> dict[str, str]:
@@ -188,6 +200,7 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     experiment = _checked(Experiment, top, "", only=numbers)
     experiment.rules = names
     experiment.record = _checked(Record, tables.get("record", {}), "record")
+    experiment.exchange = _checked(Exchange, tables.get("exchange", {}), "exchange")
     experiment.checkpoint = _checked(Checkpoint, tables.get("checkpoint", {}), "checkpoint")
     experiment.task = task
     experiment.topology, experiment.graph = topology, _checked(GRAPHS[topology].parameters, graph, "graph")
@@ -305,10 +318,8 @@ def _checked(
         if key not in known:
             full = [f"{prefix}{k}" for k in (*known, *others)]
             raise unknown("key", f"{prefix}{key}", full)
-    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
-    adapter = pydantic.TypeAdapter(pydantic.with_config(strict)(kind))
     try:
-        return adapter.validate_json(json.dumps(table, default=str))
+        return _adapter(kind).validate_json(json.dumps(table, default=str))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = prefix + ".".join(str(part) for part in first["loc"] if isinstance(part, int | str))
@@ -317,32 +328,17 @@ def _checked(
         raise UserError(f"{where} = {first['input']!r}: {_lower(first['msg'])}") from None
 
 
+@cache
+def _adapter(kind: type) -> pydantic.TypeAdapter:
+    """What checks a table for a dataclass; a sweep needs the same ones for every cell."""
+    import pydantic
+
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+    return pydantic.TypeAdapter(pydantic.with_config(strict)(kind))
+
+
 def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
-
-
-def flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Tables as one dict with dotted keys."""
-    found = {}
-    for key, value in tables.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
-def differences(there: str, asked: str) -> str:
-    """How two resolved TOMLs differ, in words; empty where they give the same result. Raises TOMLDecodeError."""
-    one, two = ({k: v for k, v in flat(tomllib.loads(t)).items() if k not in _NO_MATTER} for t in (there, asked))
-    for key in _SETTLED:
-        if key not in two:
-            one.pop(key, None)
-    keys = [key for key in sorted(one.keys() | two.keys()) if key not in one or key not in two or one[key] != two[key]]
-    words = [f"{key} {_is(one, key)} there, {_is(two, key)} asked for" for key in keys]
-    more = f"; and {len(words) - 3} more" if len(words) > 3 else ""
-    return "; ".join(words[:3]) + more
-
-
-def _is(values: dict[str, Any], key: str) -> str:
-    return f"= {values[key]!r}" if key in values else "is not"
 
 
 def _without_none(tables: dict[str, Any]) -> dict[str, Any]:

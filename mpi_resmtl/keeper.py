@@ -16,9 +16,10 @@ import numpy as np
 from mpi4py import MPI
 
 from mpi_resmtl import checkpoint, recorder
+from mpi_resmtl.cells import differences
 from mpi_resmtl.checkpoint import Files, Piece, Saved, State
 from mpi_resmtl.combining import Combiner, ServerCombiner
-from mpi_resmtl.config import Checkpoint, Experiment, differences
+from mpi_resmtl.config import Checkpoint, Experiment
 from mpi_resmtl.diffusion import Rank
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.launch import Stopped, together

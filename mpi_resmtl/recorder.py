@@ -9,6 +9,7 @@ values change in it: however a run ends, the file can be read, with NaN where no
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -246,14 +247,11 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], abo
         dataset("graph/edge", ("edge", "endpoint"), "source and target of each edge", data=graph.edge)
         dataset("graph/byzantine", ("agent",), "whether the agent is Byzantine", data=graph.byzantine)
         dataset("graph/group", ("agent",), "task group of the agent", data=graph.group)
-        for name in ("position", "target"):
-            if getattr(graph, name) is not None:
-                dataset(
-                    f"graph/{name}",
-                    ("agent", "coordinate"),
-                    f"{name} of the agent",
-                    data=getattr(graph, name),
-                )
+        if graph.position is not None:
+            dataset("graph/position", ("agent", "coordinate"), "position of the agent", data=graph.position)
+        if graph.target is not None:
+            along = "coordinate" if graph.target.shape[1] == 2 else "parameter"
+            dataset("graph/target", ("agent", along), "true model of the agent", data=graph.target)
         for rule, held in rules.items():
             at = f"rule/{rule}/"
             for measure in layout.measures:
@@ -295,16 +293,19 @@ class Position:
     """Iterations of the next rule that are done."""
 
 
-def fill(path: Path, layout: Layout, earlier: Path | None = None, until: Position | None = None) -> None:
+def fill(
+    path: Path, layout: Layout, rules: list[str], earlier: Path | None = None, until: Position | None = None
+) -> None:
     """Write every value that rules have, so that the file `create` laid out takes all its space; called by rank 0.
 
-    Values are those of an `earlier` file of the same run, on however many ranks, as far as its rules had come, and
-    NaN or 0 from there on. Parallel HDF5 does as much for a new file when it is opened. Raises UserError.
+    `rules` in the order in which they run. Values are those of an `earlier` file of the same run, on however many
+    ranks, as far as its rules had come, and NaN or 0 from there on. Parallel HDF5 does as much for a new file when it
+    is opened. Raises UserError.
     """
     with writing(path), ExitStack() as stack:
         file = stack.enter_context(h5py.File(path, "r+", libver=LIBVER))
         source = None if earlier is None else stack.enter_context(h5py.File(earlier, "r"))
-        for number, rule in enumerate(json.loads(file.attrs["rules"])):
+        for number, rule in enumerate(rules):
             for name, values in file["rule"][rule].items():
                 before, known = None, 0
                 if source is not None and number <= until.rule:
@@ -438,7 +439,7 @@ class Recorder:
 
     def wants_parts(self, iteration: int) -> bool:
         """Whether what part messages have in the result of an iteration (from 0) will be recorded."""
-        return self._weights.due(iteration + 1) or self._parts.due(iteration + 1)
+        return self._parts.due(iteration + 1)
 
     def keep(self, moment: Moment, combiner: Combiner | ServerCombiner) -> None:
         """Keep an iteration's models, what part messages had in them and what is held against them."""
@@ -450,8 +451,8 @@ class Recorder:
         done = iteration + 1
         if self._parts.due(done):
             self._parts.put(1, self._neighbours.measure(combiner.part))
-        if self._weights.due(done):
-            self._keep_weights(combiner)
+            if self._layout.weights_every:
+                self._keep_weights(combiner)
         if self._layout.epoch and done % self._layout.epoch == 0:
             self._clock.lap("record")
             self._write_epoch(done // self._layout.epoch - 1, theta)
@@ -492,7 +493,7 @@ class Recorder:
         self._measures.put(len(places), {n: v if every else v[places] for n, v in found.items()})
         # One after the other: where a checkpoint cuts a block in two must not change how the sum is rounded.
         each = found["risk_after" if "risk_after" in found else "loss"]
-        self._total = np.add.accumulate(np.concatenate([self._total[None], each]), axis=0)[-1]
+        self._total = _sum_in_order(np.concatenate([self._total[None], each]))
         if "risk_after" in found:
             self._descents += (found["risk_after"] <= found["risk_before"]).sum(axis=0)
         self._measured = done
@@ -647,36 +648,41 @@ class Recorder:
         return values
 
 
+def _sum_in_order(values: np.ndarray) -> np.ndarray:
+    """Sum over the first axis (b, A) -> (A,), one after the other, as numpy does only where A > 1."""
+    return values.sum(axis=0) if values.shape[1] > 1 else np.add.accumulate(values, axis=0)[-1]
+
+
 class _Neighbours:
     """Which of a rank's edges come from whom, to say what part Byzantine and like-minded neighbours have."""
 
     def __init__(self, partition: Partition, graph: Graph):
         source, target = partition.source, partition.target
-        self._place = target - partition.first
-        self._agents = partition.count
-        self._byzantine = np.flatnonzero(graph.byzantine[source])
         friend = ~graph.byzantine[source] & (graph.group[source] == graph.group[target]) & (source != target)
-        self._friend = np.flatnonzero(friend)
+        self._byzantine, self._friend = np.flatnonzero(graph.byzantine[source]), np.flatnonzero(friend)
+        place = target - partition.first
+        self._hears_byzantine, self._hears_friend = place[self._byzantine], place[self._friend]
+        self._byzantines = np.bincount(self._hears_byzantine, minlength=partition.count)
+        self._friends = np.bincount(self._hears_friend, minlength=partition.count)
 
     def measure(self, part: np.ndarray) -> dict[str, np.ndarray]:
         """Each of _PART_MEASURES (A,), NaN where there is no such neighbour or `part` (E_r,) is NaN."""
-        byzantine, friend = part[self._byzantine], part[self._friend]
-        weight = self._total(self._byzantine, byzantine)
-        if len(part) and np.isnan(part[0]):
+        byzantine, friend = part.take(self._byzantine), part.take(self._friend)
+        weight = np.bincount(self._hears_byzantine, byzantine, len(self._byzantines)).astype(np.float64, copy=False)
+        if len(part) and math.isnan(part[0]):
             weight[:] = np.nan
         return {
             "byzantine_weight": weight,
-            "true_positives": self._mean(self._byzantine, byzantine),
-            "false_positives": self._mean(self._friend, friend),
+            "true_positives": _share_of_none(self._hears_byzantine, byzantine, self._byzantines),
+            "false_positives": _share_of_none(self._hears_friend, friend, self._friends),
         }
 
-    def _total(self, edges: np.ndarray, values: np.ndarray) -> np.ndarray:
-        return np.bincount(self._place[edges], values, self._agents)
 
-    def _mean(self, edges: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """Share of these edges whose part is 0."""
-        dropped = np.where(np.isnan(part), np.nan, part == 0.0)
-        return self._total(edges, dropped) / np.bincount(self._place[edges], minlength=self._agents)
+def _share_of_none(target: np.ndarray, part: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The share of each target's `count` (A,) edges whose part (e,) is 0; NaN where a part is NaN."""
+    none = part * 0.0
+    none += part == 0.0
+    return np.bincount(target, none, len(count)) / count
 
 
 def temporary(path: Path) -> Path:

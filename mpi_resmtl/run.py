@@ -21,7 +21,7 @@ from mpi_resmtl.combining import Combiner, Method, ServerCombiner
 from mpi_resmtl.config import Experiment
 from mpi_resmtl.diffusion import KEEPLESS, Keepless, Rank, diffuse
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.exchange import Collusion, Everyone, Exchange, PartialExchange
+from mpi_resmtl.exchange import Collusion, Everyone, open_exchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.judging import Judge
 from mpi_resmtl.keeper import Keeper, Start, pieces, stages, start, unlock
@@ -102,8 +102,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
-    who, rows = planned.experiment.byzantine, np.zeros((part.rows, task.parameters), task.dtype)
-    attack = ATTACKS[who.attack]
+    who = planned.experiment.byzantine
+    attack, way = ATTACKS[who.attack], planned.experiment.exchange.shared
+    exchange = together(comm, lambda: open_exchange(comm, part, task.parameters, task.dtype, way, attack.omits))
+    part = exchange.partition
     own = planned.graph.byzantine[part.first : part.first + part.count]
     trains = attack.knows != "nothing" or who.start > 0 or who.stop is not None
     everyone, collusion = Everyone(comm, share.offsets), None
@@ -111,12 +113,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
         overheard = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
         collusion = Collusion(everyone, planned.graph.byzantine, overheard)
     rank = Rank(
-        partition=part,
         task=task,
         adversary=Adversary(attack, messages, who.start, who.stop, collusion, np.flatnonzero(own & trains)),
         everyone=everyone,
-        exchange=(PartialExchange if attack.omits else Exchange)(comm, part, rows),
-        rows=rows,
+        exchange=exchange,
         tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers)),
     )
     if attack.mislabels:
@@ -197,7 +197,7 @@ def open_recorder(
             scene.data_sha256,
             scene.data_note,
             run=uuid.uuid4().hex if saved is None else saved.run,
-            stages=stages(saved, experiment.rules, comm.size),
+            stages=stages(saved, order(experiment), comm.size),
         )
         rules = {name: _held(experiment, name) for name in experiment.rules}
         if saved is not None and recorder.stages(path, about.run) == about.stages:
@@ -206,10 +206,10 @@ def open_recorder(
         try:
             recorder.create(new, layout, graph, rules, about)
             if saved is not None:
-                recorder.fill(new, layout, path, saved.position)
+                recorder.fill(new, layout, order(experiment), path, saved.position)
                 os.replace(new, path)
             elif not h5py.get_config().mpi:
-                recorder.fill(new, layout)
+                recorder.fill(new, layout, order(experiment))
         except UserError:
             new.unlink(missing_ok=True)
             raise
@@ -217,6 +217,11 @@ def open_recorder(
 
     about = on_root(comm, lay_out)
     return recorder.Recorder(comm, path, layout, rank.partition, planned.graph), layout, about
+
+
+def order(experiment: Experiment) -> list[str]:
+    """The rules in the order in which they run: no cooperation first, as the others are measured against it."""
+    return sorted(experiment.rules, key=lambda name: experiment.uses[name].rule.name != "none")
 
 
 def _held(experiment: Experiment, name: str) -> recorder.Held:
@@ -243,7 +248,7 @@ def diffuse_rule(
     edges = len(rank.partition.source)
     judge = Judge(task, edges, used.rule.judged_by, *numbers)
     if used.rule.serve is not None:
-        combiner = ServerCombiner(used, judge, rank.everyone, rank.partition, task.step_size, clock)
+        combiner = ServerCombiner(used, judge, rank.everyone, rank.exchange, task.step_size, clock)
     else:
         combiner = Combiner(
             used,
@@ -260,7 +265,7 @@ def diffuse_rule(
             clock,
         )
     record.begin(name, used.rule.name == "none", _held(experiment, name), task, clock, tell)
-    keeper.rule(experiment.rules.index(name), name, combiner, clock)
+    keeper.rule(order(experiment).index(name), name, combiner, clock)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         diffuse(rank, combiner, experiment.iterations, record, clock, progress, keeper)
 
@@ -275,8 +280,9 @@ def run(
 ) -> None:
     """Run every rule of an experiment and write the result file; collective.
 
-    `quiet`: say nothing on the console but errors. `resume`: go on from where an earlier run was saved. Raises Refused
-    after a user's error, and Stopped when a signal has ended the run, which is saved then.
+    `quiet`: say nothing on the console but errors and that the data are a stand-in. `resume`: go on from where an
+    earlier run was saved. Raises Refused after a user's error, and Stopped when a signal has ended the run, which is
+    saved then.
     """
     begun = on_root(comm, lambda: start(output, load(), overwrite, resume))
     try:
@@ -296,7 +302,7 @@ def _run(comm: MPI.Comm, begun: Start | None, output: Path, told: bool) -> None:
         return
     planned, graph, rank = prepare(comm, lambda: begun.experiment)
     experiment = planned.experiment
-    if told and planned.scene.data == "stand-in":
+    if comm.rank == 0 and planned.scene.data == "stand-in":
         print(f"{output.stem}: the data are a stand-in; see `mpi-resmtl data status`", flush=True)
     together(comm, lambda: _same_data(saved, planned.scene))
     record, layout, about = open_recorder(comm, planned, graph, rank, recorder.temporary(output), saved)
@@ -315,10 +321,9 @@ def _run(comm: MPI.Comm, begun: Start | None, output: Path, told: bool) -> None:
     keeper.close()
     rank.close()
     comm.Barrier()
-    if comm.rank == 0:
-        if ended is None:
-            recorder.finish(output)
-            checkpoint.remove(output)
+    if comm.rank == 0 and ended is None:
+        recorder.finish(output)
+        checkpoint.remove(output)
     comm.Barrier()
     if ended is not None:
         raise ended
@@ -332,7 +337,7 @@ def _diffuse_rules(
     """Run the rules of an experiment that are not done; progress is told under `label`, None: not."""
     experiment, alone = planned.experiment, rank.partition.count == planned.graph.agents
     first, begun = (0, 0) if saved is None else (saved.position.rule, saved.position.iteration)
-    for name in experiment.rules[first:]:
+    for name in order(experiment)[first:]:
         if label is None:
             diffuse_rule(planned, rank, name, record, keeper=keeper)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -66,8 +66,7 @@ class Stage:
     """The task's losses on strangers' samples; None where the task cannot tell."""
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """What attackers know in one iteration; what the attack does not declare is None."""
 
     iteration: int
