@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mpi_resmtl.attacks import Attack, Known, Messages, Remembered
+from mpi_resmtl.attacks import Attack, Knowledge, Known, Messages, Remembered
 from mpi_resmtl.exchange import Collusion
 from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition
@@ -23,18 +23,22 @@ class Adversary:
     messages: Messages
     start: int
     stop: int | None
+    knows: Knowledge
     collusion: Collusion | None
-    """Brings what victims and colleagues know; None for attacks that need it not."""
+    """Brings what is known of others; None for attacks that know nothing of them."""
+    speakers: np.ndarray
+    """(a,) own agents that are Byzantine and speak to others."""
     trains: np.ndarray
     """Own agents that are Byzantine and learn, alone, what they are to know or to say while they are honest."""
 
     def speak(self, moment: Moment, task: Task, rows: np.ndarray, partition: Partition) -> np.ndarray | None:
         """Write the attackers' messages into the rank's rows; -> which are sent (M,) bool, None: all; collective."""
         own = rows[: partition.count]
-        own.flags.writeable = False
-        known = Known(moment.iteration, own, None, None, None, None)
+        known = Known(moment.iteration)
+        if self.knows != "nothing":
+            known = replace(known, own=own.take(self.speakers, axis=0))
         if self.collusion is not None:
-            known = self.collusion.gather(moment, task, own, self.attack)
+            known = self.collusion.add(known, moment, task, own, self.attack.samples)
         attacking = self.start <= moment.iteration and (self.stop is None or moment.iteration < self.stop)
         said = self.messages(known)
         said, sent = said if self.attack.omits else (said, None)
@@ -46,13 +50,13 @@ class Adversary:
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """What later messages depend on, by axis: "spoken" (M, ...), "overheard" (H, ...) and "alike"."""
         remembered = getattr(self.messages, "state", Remembered()).kept()
-        if self.attack.knows == "heard" and self.collusion is not None:
+        if self.knows == "heard" and self.collusion is not None:
             remembered["overheard"][_HEARD] = self.collusion.heard
         return remembered
 
     def resume(self, state: dict[str, dict[str, np.ndarray]]) -> None:
         """Go on from what `state` gave."""
-        if self.attack.knows == "heard" and self.collusion is not None:
+        if self.knows == "heard" and self.collusion is not None:
             self.collusion.heard = state["overheard"].pop(_HEARD)
         if hasattr(self.messages, "state"):
             self.messages.state.put_back(state)

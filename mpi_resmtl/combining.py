@@ -101,18 +101,27 @@ class Combiner:
         """All that holds something against edges, by name."""
         return {"judge": self.judge} | ({} if self._distances is None else {"distances": self._distances})
 
-    def __call__(self, moment: Moment, rows: np.ndarray, finite: np.ndarray | None, reported: bool) -> None:
-        """theta <- what the method makes of the rows that agents hear, of which some (rows,) are finite, None: all.
+    def __call__(
+        self,
+        moment: Moment,
+        rows: np.ndarray,
+        finite: np.ndarray | None,
+        arrived: np.ndarray | None,
+        reported: bool,
+    ) -> None:
+        """theta <- what the method makes of the rows that agents hear.
 
-        `reported` says whether `part` will be looked at.
+        `finite` and `arrived` (rows,) bool, None: all are; what did not arrive is not finite. A `trusting` rule takes
+        all that arrived. `reported` says whether `part` will be looked at.
         """
         rule, theta = self._method.rule, moment.theta
+        taken = arrived if rule.trusting and not self._method.pre else finite
         self.judge.begin(moment)
         if self._distances is not None:
             self._distances.begin(moment)
         compared = self._own_losses(moment) if rule.compares else None
         for number, (tile, dense) in enumerate(self._tiles):
-            usable = _usable(finite, tile)
+            usable = _usable(taken, tile)
             seen, heard_rows = tile, rows
             if self._method.pre == "nnm":
                 heard_rows = self._nearest_means(dense, rows, usable, len(tile.row))
@@ -125,7 +134,7 @@ class Combiner:
             self._clock.lap("evaluate")
             if rule.weigh is not None:
                 a = rule.weigh(seen, self.judge.held[tile.edges])
-                if usable is not None and not rule.trusting:
+                if usable is not None:
                     a = _without(seen, a, usable, messages)
                 seen.combine(a, messages, theta)
                 self.part[tile.edges] = a
@@ -211,7 +220,14 @@ class ServerCombiner:
         """Nothing: a server holds nothing against anyone."""
         return {}
 
-    def __call__(self, moment: Moment, rows: np.ndarray, finite: np.ndarray | None, reported: bool) -> None:
+    def __call__(
+        self,
+        moment: Moment,
+        rows: np.ndarray,
+        finite: np.ndarray | None,
+        arrived: np.ndarray | None,
+        reported: bool,
+    ) -> None:
         """theta <- the server's answer; it hears from an attacker what its first victim hears, 0 where that is NaN."""
         said = moment.psi.copy()
         said[self._liars] = self._exchange.mine[self._lies]
@@ -235,11 +251,11 @@ def _mixed(tile: Neighbourhoods, dense: list[Stack]) -> tuple[Neighbourhoods, li
     return replace(tile, row=row), moved
 
 
-def _usable(finite: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | None:
+def _usable(taken: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | None:
     """Which messages may have weight (E,), or None when all may; one's own always may."""
-    if finite is None:
+    if taken is None:
         return None
-    usable = finite[tile.row]
+    usable = taken[tile.row]
     usable[tile.own] = True
     return usable
 

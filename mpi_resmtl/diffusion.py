@@ -93,7 +93,7 @@ def diffuse(
             clock.lap("exchange")
 
             finite = finite_rows(exchange.heard, exchange.parts)
-            combiner(moment, exchange.heard, finite, recorder.wants_parts(first + i))
+            combiner(moment, exchange.heard, finite, exchange.arrived, recorder.wants_parts(first + i))
             rank.adversary.listen(exchange.heard, psi, theta, rank.partition)
             recorder.keep(moment, combiner)
             progress(first + i)

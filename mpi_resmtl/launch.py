@@ -56,10 +56,10 @@ def plug_in(modules: list[str]) -> None:
         sys.path.pop(0)
 
 
-def on_ranks(action: Callable[[MPI.Comm], None], plugins: Sequence[str] = ()) -> int:
+def on_ranks(action: Callable[[MPI.Comm], int | None], plugins: Sequence[str] = ()) -> int:
     """Call `action(comm)` on every rank; an exception on any rank ends the whole job. -> exit status.
 
-    `plugins` are imported before, on every rank.
+    That is what `action` gives, None being 0. `plugins` are imported before, on every rank.
     """
     import mpi4py
 
@@ -70,7 +70,7 @@ def on_ranks(action: Callable[[MPI.Comm], None], plugins: Sequence[str] = ()) ->
     try:
         together(comm, lambda: _check_ranks(comm.size))
         together(comm, lambda: plug_in(plugins))
-        action(comm)
+        return action(comm) or 0
     except Refused:
         return USER_ERROR
     except Stopped as stopped:
@@ -87,7 +87,7 @@ def on_ranks(action: Callable[[MPI.Comm], None], plugins: Sequence[str] = ()) ->
         traceback.print_exc()
         sys.stderr.flush()
         comm.Abort(1)
-    return 0
+        return 1
 
 
 def _check_ranks(ranks: int) -> None:

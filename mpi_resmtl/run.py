@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl import checkpoint, recorder
+from mpi_resmtl import checkpoint, hdf5, recorder
 from mpi_resmtl.adversary import Adversary
-from mpi_resmtl.attacks import ATTACKS, Messages, Stage
+from mpi_resmtl.attacks import ATTACKS, Knowledge, Messages, Stage
 from mpi_resmtl.checkpoint import Files, Saved
 from mpi_resmtl.combining import Combiner, Method, ServerCombiner
 from mpi_resmtl.config import Experiment
@@ -49,6 +49,8 @@ class Plan:
 def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     """Draw or read the scene, build the graph and cut it into shares; rank 0 alone."""
     study = TASKS[experiment.task.name]
+    for parameters in (experiment.task, experiment.attack):
+        hdf5.examine_inputs(parameters)
     scene = study.scene(experiment.task, experiment.seed)
     agents = len(scene.group)
     if scene.length is not None and experiment.iterations > scene.length:
@@ -97,24 +99,33 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     graph = None
     if comm.rank == 0:
         graph = planned.graph
-        if ATTACKS[planned.experiment.byzantine.attack].knows in ("nothing", "own"):
+        if _knowledge(planned.experiment) in ("nothing", "own"):
             planned.graph = replace(graph, edge=graph.edge[:0])
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
     who = planned.experiment.byzantine
-    attack, way = ATTACKS[who.attack], planned.experiment.exchange.shared
+    attack, way, knows = ATTACKS[who.attack], planned.experiment.exchange.shared, _knowledge(planned.experiment)
     exchange = together(comm, lambda: open_exchange(comm, part, task.parameters, task.dtype, way, attack.omits))
     part = exchange.partition
     own = planned.graph.byzantine[part.first : part.first + part.count]
-    trains = attack.knows != "nothing" or who.start > 0 or who.stop is not None
+    trains = knows != "nothing" or who.start > 0 or who.stop is not None
     everyone, collusion = Everyone(comm, share.offsets), None
-    if attack.knows not in ("nothing", "own") and planned.graph.byzantine.any():
-        overheard = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
-        collusion = Collusion(everyone, planned.graph.byzantine, overheard)
+    if knows not in ("nothing", "own") and planned.graph.byzantine.any():
+        nothing = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
+        collusion = Collusion(everyone, part, planned.graph.byzantine, knows, nothing)
     rank = Rank(
         task=task,
-        adversary=Adversary(attack, messages, who.start, who.stop, collusion, np.flatnonzero(own & trains)),
+        adversary=Adversary(
+            attack,
+            messages,
+            who.start,
+            who.stop,
+            knows,
+            collusion,
+            speakers=np.unique(part.spoken[:, 0]) - part.first,
+            trains=np.flatnonzero(own & trains),
+        ),
         everyone=everyone,
         exchange=exchange,
         tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers)),
@@ -122,6 +133,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     if attack.mislabels:
         task.mislabel(np.flatnonzero(own))
     return planned, graph, rank
+
+
+def _knowledge(experiment: Experiment) -> Knowledge:
+    return ATTACKS[experiment.byzantine.attack].knowledge(experiment.attack)
 
 
 def _local(planned: Plan, share: Share, number: int) -> tuple[Partition, Task, Messages]:
@@ -148,6 +163,7 @@ def _local(planned: Plan, share: Share, number: int) -> tuple[Partition, Task, M
         source=part.spoken[:, 0],
         target=part.spoken[:, 1],
         first_agent=part.first,
+        count=part.count,
         first=part.spoken_first,
         total=part.spoken_total,
         edge=known.edge,

@@ -113,11 +113,11 @@ def _submit(asked: argparse.Namespace) -> int:
         )
     cells, sweep = _cells(asked, size)
     folder = (asked.output or Path(Path(asked.experiment).stem)).absolute()
+    if slurm.available():
+        _check_size(size)
+        _check_queue(folder)
     left = _left(cells, folder, asked.overwrite)
     elements = _elements(asked.array, len(left))
-    if slurm.available():
-        _check_size(size, elements if asked.array is not None else None)
-        _check_queue(folder)
     if not left:
         print(f"{folder}: all of {len(cells)} there already")
         return 0
@@ -297,11 +297,14 @@ def _elements(array: int | None, cells: int) -> int:
         return 1
     if array < 0:
         raise UserError(f"--array {array}: expected 1 or more elements")
-    return min(array or cells, cells)
+    elements = min(array or cells, cells)
+    if slurm.available() and elements > (most := slurm.largest_array()):
+        raise UserError(f"an array of {elements} elements: SLURM allows {most}; --array {most}")
+    return elements
 
 
-def _check_size(size: Size, elements: int | None) -> None:
-    """Raise UserError where the partition cannot run a job of this size; `elements` of an array."""
+def _check_size(size: Size) -> None:
+    """Raise UserError where the partition cannot run a job of this size."""
     every = slurm.partitions()
     if size.partition is None:
         # What the user wrote into the template may name one; then SLURM's own check has to do.
@@ -313,8 +316,6 @@ def _check_size(size: Size, elements: int | None) -> None:
             raise UserError(f"--partition {size.partition}: SLURM has {_those(every)}")
     for partition in chosen:
         _check_partition(size, partition, every)
-    if elements is not None and elements > (most := slurm.largest_array()):
-        raise UserError(f"an array of {elements} elements: SLURM allows {most}; --array {most}")
 
 
 def _check_partition(size: Size, partition: slurm.Partition, every: list[slurm.Partition]) -> None:

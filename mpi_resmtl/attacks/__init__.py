@@ -15,7 +15,8 @@ ATTACKS: Registry[Attack] = Registry("attack", __name__)
 Knowledge = Literal["nothing", "own", "heard", "victim", "all"]
 """What an attack may know, each level with those before it but for `heard`:
 own: its own agent's intermediate, trained honestly; heard: what its agent heard in the last iteration; victim: the
-intermediates, previous models and samples of the agents it speaks to; all: those of every normal agent.
+intermediates, previous models and, if it asks for them, samples of the agents it speaks to; all: those of every normal
+agent.
 """
 
 
@@ -51,6 +52,8 @@ class Stage:
     """(M,) their victims; victims may be Byzantine themselves, and then what they are sent does not matter."""
     first_agent: int
     """The rank's first agent."""
+    count: int
+    """Number of the rank's agents."""
     first: int
     """Number of such edges on lower ranks."""
     total: int
@@ -71,17 +74,18 @@ class Known(NamedTuple):
 
     iteration: int
     """From 0."""
-    own: np.ndarray
-    """(A, P) intermediates of the rank's own agents; a rank's attackers are among them, trained honestly and alone."""
-    heard: np.ndarray | None
+    own: np.ndarray | None = None
+    """(a, P) intermediates of the rank's attackers, those in `Stage.source` in ascending order, trained honestly and
+    alone."""
+    heard: np.ndarray | None = None
     """(H, P) messages of the last iteration into the rank's attackers, on the edges `Stage.edge` has into them, sorted
     by (target, source), the attackers' own edges left out; zeros in iteration 0."""
-    intermediate: np.ndarray | None
-    """(n, P) psi_k of every normal agent; rows of Byzantine agents are 0."""
-    previous: np.ndarray | None
-    """(n, P) theta_k,i-1 of every normal agent; rows of Byzantine agents are 0."""
-    revealed: np.ndarray | None
-    """(n, S) every normal agent's present sample, for `Stage.sampled`; None too where the task cannot tell."""
+    intermediate: np.ndarray | None = None
+    """(n, P) psi_k of every normal agent, or of the rank's victims; rows of all others are 0."""
+    previous: np.ndarray | None = None
+    """(n, P) theta_k,i-1 likewise."""
+    revealed: np.ndarray | None = None
+    """(n, S) present samples likewise, for `Stage.sampled`."""
 
 
 Messages = Callable[[Known], "np.ndarray | tuple[np.ndarray, np.ndarray]"]
@@ -155,12 +159,17 @@ class Attack:
     prepare: Callable[[object, Stage], Messages]
     parameters: type
     knows: Knowledge
+    """What it may know; less where its parameters have a `knows` of their own."""
     samples: bool
     """Whether it needs victims' samples; a task that cannot reveal them is refused at start-up."""
     omits: bool
     """Whether it may send nothing."""
     mislabels: bool
     """Whether its agents train on labels C-1-y."""
+
+    def knowledge(self, parameters: object) -> Knowledge:
+        """What it knows when its parameters are these."""
+        return getattr(parameters, "knows", self.knows)
 
     @property
     def __doc__(self) -> str:

@@ -69,13 +69,11 @@ def drift_blind(parameters: DriftBlind, stage: Stage) -> Messages:
     model, state = own(stage), Remembered(weight=Laid(axis=1), heard=Laid("overheard"), **edgewise)
     size = max(1, _PART_ELEMENTS // max(1, stage.parameters * int(np.bincount(stage.edge[:, 1]).max(initial=1))))
     parts = [slice(first, first + size) for first in range(0, len(stage.source), size)]
-    overheard: list[Overheard] = []
+    overheard = overhear(stage)
+    row, present, victim, hears = overheard.row, overheard.present, overheard.victim, overheard.hears
 
     @finite
     def messages(known: Known) -> np.ndarray:
-        if not overheard:
-            overheard.append(overhear(stage, len(known.own)))
-        row, present, victim, hears = overheard[0].row, overheard[0].present, overheard[0].victim, overheard[0].hears
         message = model(known)
         nothing = np.zeros((1, stage.parameters), stage.dtype)
         heard = np.concatenate([known.heard, nothing])
@@ -120,10 +118,10 @@ class Overheard:
     """(M,) bool: whether there is one."""
 
 
-def overhear(stage: Stage, count: int) -> Overheard:
-    """What a rank of `count` agents overhears."""
+def overhear(stage: Stage) -> Overheard:
+    """What a rank's attackers overhear."""
     source, target = stage.edge.astype(np.intp).T
-    local = (target >= stage.first_agent) & (target < stage.first_agent + count)
+    local = (target >= stage.first_agent) & (target < stage.first_agent + stage.count)
     into = np.flatnonzero(local & stage.byzantine[target] & (source != target))
     row_of = {(int(source[e]), int(target[e])): row for row, e in enumerate(into)}
     start = np.searchsorted(target, np.arange(stage.agents + 1))

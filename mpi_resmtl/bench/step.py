@@ -315,7 +315,7 @@ def _plain_loop(planned: Plan, graph: Graph, rank: Rank) -> Callable[[], float] 
     speaker = np.searchsorted(attackers, rank.partition.spoken[:, 0])
     message = np.zeros((length, len(attackers), rank.task.parameters))
     for i in range(length):
-        message[i, speaker] = rank.adversary.messages(Known(i, None, None, None, None, None))
+        message[i, speaker] = rank.adversary.messages(Known(i))
     stream = {
         "model": "location",
         "step_size": experiment.task.step_size,
