@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mpi_resmtl.attacks import Attack, Knowledge, Known, Messages
+from mpi_resmtl.attacks import Attack, Knowledge, Known, Messages, Remembered
 from mpi_resmtl.exchange import Collusion
 from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition
 from mpi_resmtl.tasks import Task
+
+_HEARD = "collusion heard"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,20 @@ class Adversary:
             said, sent = own.take(partition.spoken[:, 0] - partition.first, axis=0), None
         rows[partition.spoken_rows] = said
         return sent
+
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """What later messages depend on, by axis: "spoken" (M, ...), "overheard" (H, ...) and "alike"."""
+        remembered = getattr(self.messages, "state", Remembered()).kept()
+        if self.knows == "heard" and self.collusion is not None:
+            remembered["overheard"][_HEARD] = self.collusion.heard
+        return remembered
+
+    def resume(self, state: dict[str, dict[str, np.ndarray]]) -> None:
+        """Go on from what `state` gave."""
+        if self.knows == "heard" and self.collusion is not None:
+            self.collusion.heard = state["overheard"].pop(_HEARD)
+        if hasattr(self.messages, "state"):
+            self.messages.state.put_back(state)
 
     def listen(self, heard: np.ndarray, psi: np.ndarray, theta: np.ndarray, partition: Partition) -> None:
         """After the exchange: attackers keep what they heard and the models they trained."""

@@ -96,6 +96,11 @@ class Combiner:
         if method.pre == "nnm":
             self._mixed = [_mixed(tile, dense) for tile, dense in self._tiles]
 
+    @property
+    def judges(self) -> dict[str, Judge]:
+        """All that holds something against edges, by name."""
+        return {"judge": self.judge} | ({} if self._distances is None else {"distances": self._distances})
+
     def __call__(
         self,
         moment: Moment,
@@ -209,6 +214,11 @@ class ServerCombiner:
         self.part = np.full(len(judge.held), np.nan)
         first = np.unique(partition.spoken[:, 0], return_index=True)[1]
         self._liars, self._lies = partition.spoken[first, 0] - partition.first, partition.spoken_row[first]
+
+    @property
+    def judges(self) -> dict[str, Judge]:
+        """Nothing: a server holds nothing against anyone."""
+        return {}
 
     def __call__(
         self,

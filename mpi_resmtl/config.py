@@ -82,6 +82,14 @@ class Record:
 
 
 @dataclass
+class Checkpoint:
+    """How often all that a run has come to is saved; it is too when a signal ends the run. 0: never."""
+
+    every: Annotated[int, Ge(0), "iterations between checkpoints"] = 0
+    minutes: Annotated[float, Ge(0), "minutes between checkpoints"] = 10.0
+
+
+@dataclass
 class Exchange:
     """How messages get from rank to rank; changes no result."""
 
@@ -103,6 +111,7 @@ class Experiment:
     )
     record: Record = field(default_factory=Record)
     exchange: Exchange = field(default_factory=Exchange)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     task: Any = None
     """Parameters of TASKS[task.name]."""
     graph: Any = None
@@ -130,6 +139,7 @@ class Experiment:
             "rule": asdict(self.rule) | {name: table for name, table in uses.items() if table},
             "record": asdict(self.record),
             "exchange": asdict(self.exchange),
+            "checkpoint": asdict(self.checkpoint),
         }
         return tomli_w.dumps(_without_none(tables))
 
@@ -147,7 +157,7 @@ _LONG_KEY = re.compile(
 """A key of so many parts that `tomllib`, whose time grows with their square, must not see it."""
 
 TOP = ("seed", "iterations", "epochs", "rules")
-_TABLES = ("task", "graph", "byzantine", "rule", "record", "exchange")
+_TABLES = ("task", "graph", "byzantine", "rule", "record", "exchange", "checkpoint")
 _LISTS = ("rules", "byzantine.agents")
 
 
@@ -211,6 +221,7 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     experiment.rules = names
     experiment.record = _checked(Record, tables.get("record", {}), "record")
     experiment.exchange = _checked(Exchange, tables.get("exchange", {}), "exchange")
+    experiment.checkpoint = _checked(Checkpoint, tables.get("checkpoint", {}), "checkpoint")
     experiment.task = task
     experiment.topology, experiment.graph = topology, _checked(GRAPHS[topology].parameters, graph, "graph")
     experiment.byzantine = who

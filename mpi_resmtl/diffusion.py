@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from mpi_resmtl.partition import Partition
 from mpi_resmtl.recorder import Recorder
 from mpi_resmtl.stopwatch import Stopwatch
 from mpi_resmtl.tasks import Task
+
+if TYPE_CHECKING:
+    from mpi_resmtl.keeper import Keeper
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,22 @@ class Rank:
         self.everyone.close()
 
 
+class Keepless:
+    """Takes a keeper's place and saves nothing."""
+
+    next = 0
+
+    def rule(self, *ignored: object) -> None:
+        """What works for a rule does not matter."""
+
+    def begin(self, theta: np.ndarray) -> int:
+        """Nothing is done before."""
+        return 0
+
+
+KEEPLESS = Keepless()
+
+
 def diffuse(
     rank: Rank,
     combiner: Combiner | ServerCombiner,
@@ -47,14 +67,16 @@ def diffuse(
     recorder: Recorder,
     clock: Stopwatch,
     progress: Callable[[int], None],
+    keeper: Keeper | Keepless,
 ) -> None:
-    """Run one rule for all iterations; `recorder` keeps what it finds."""
+    """Run one rule for all iterations; `recorder` keeps what it finds, and `keeper` how far it has come."""
     task, exchange = rank.task, rank.exchange
     theta = task.start()
+    begun = keeper.begin(theta)
 
-    for first in range(0, iterations, task.length):
+    for first in range(begun - begun % task.length, iterations, task.length):
         samples, fresh = task.samples(first // task.length), task.fresh(first // task.length)
-        for i in range(min(task.length, iterations - first)):
+        for i in range(max(0, begun - first), min(task.length, iterations - first)):
             exchange.turn()
             psi = exchange.mine[: rank.partition.count]
             moment = Moment(first + i, samples, fresh, i, theta, psi)
@@ -75,6 +97,8 @@ def diffuse(
             rank.adversary.listen(exchange.heard, psi, theta, rank.partition)
             recorder.keep(moment, combiner)
             progress(first + i)
+            if first + i + 1 == keeper.next:
+                keeper(first + i + 1, theta)
     recorder.end(theta, exchange)
 
 

@@ -53,6 +53,20 @@ class Judge:
         if judged_by == "recent":
             self._recent: deque[tuple[Any, int]] = deque(maxlen=-(-options.samples // task.batch))
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What later judgements depend on, by edge (E_r, ...)."""
+        return {"held": self.held} | ({"window": self._window.T} if self._kind == "median" else {})
+
+    def resume(self, state: dict[str, np.ndarray], done: int) -> None:
+        """Go on from what `state` gave after some iterations."""
+        self.held[:] = state["held"]
+        if self._kind == "median":
+            self._window[:] = state["window"].T
+        if self._kind == "recent":
+            length = self._task.length
+            for iteration in range(max(0, done - self._recent.maxlen), done):
+                self._recent.append((self._task.samples(iteration // length), iteration % length))
+
     def begin(self, moment: Moment) -> None:
         """Look at what is the same for all messages of an iteration."""
         self._moment = moment

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from mpi_resmtl.errors import UserError
+from mpi_resmtl.errors import FileError, UserError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -25,6 +26,16 @@ Result = TypeVar("Result")
 
 class Refused(Exception):
     """A user's error, its text, that rank 0 has shown already; raised on every rank alike."""
+
+
+class Stopped(Exception):
+    """A signal has ended the run in good order; raised on every rank alike."""
+
+    def __init__(self, number: int, what: str):
+        """`what` has come of the run."""
+        super().__init__(f"stopped by {signal.Signals(number).name}: {what}")
+        self.status = 128 + number
+        """Exit status, as a shell tells of a process that the signal ends."""
 
 
 def add_plugin(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +73,15 @@ def on_ranks(action: Callable[[MPI.Comm], int | None], plugins: Sequence[str] = 
         return action(comm) or 0
     except Refused:
         return USER_ERROR
+    except Stopped as stopped:
+        if comm.rank == 0:
+            print(f"mpi-resmtl: {stopped}", file=sys.stderr, flush=True)
+        return stopped.status
+    except FileError as error:
+        print(f"mpi-resmtl: {error}", file=sys.stderr, flush=True)
+        if comm.size == 1:
+            return 1
+        comm.Abort(1)
     except BaseException:
         print(f"mpi-resmtl: rank {comm.rank} failed and ends the job", file=sys.stderr)
         traceback.print_exc()

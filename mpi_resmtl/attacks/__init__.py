@@ -90,8 +90,66 @@ class Known(NamedTuple):
 
 Messages = Callable[[Known], "np.ndarray | tuple[np.ndarray, np.ndarray]"]
 """What is known -> messages (M, P) of the models' dtype, one for each edge attackers speak on, in the stage's order; of
-an attack that `omits` also which are sent: (M,) bool. It is called in every iteration; one that remembers has a dict
-`state` of arrays, forgets them when iterations start anew, and goes on from them when they are put back."""
+an attack that `omits` also which are sent: (M,) bool. It is called in every iteration; one that remembers has a
+`Remembered` as its `state`, forgets it when iterations start anew, and goes on from it when it is put back."""
+
+
+class Remembered(dict[str, np.ndarray]):
+    """What an attack remembers: arrays by name, each about the edges that a rank's attackers speak or hear on.
+
+    `laid` says how they are laid over edges, so that they can be kept for the whole graph and given back to any number
+    of ranks. An array that is not named there is the same on every rank.
+    """
+
+    def __init__(self, **laid: Laid):
+        super().__init__()
+        self._laid = laid
+
+    def kept(self) -> dict[str, dict[str, np.ndarray]]:
+        """The arrays with a row for each of the edges that attackers speak on or hear on, or as they are.
+
+        "spoken": (M, ...); "overheard": (H, ...); "alike".
+        """
+        found: dict[str, dict[str, np.ndarray]] = {"spoken": {}, "overheard": {}, "alike": {}}
+        for name, values in self.items():
+            laid = self._laid.get(name, _ALIKE)
+            found[laid.by][name] = values if laid is _ALIKE else laid.spread(values)
+        return found
+
+    def put_back(self, kept: dict[str, dict[str, np.ndarray]]) -> None:
+        """Remember what `kept` gave, on whatever ranks: the rows of this rank's edges."""
+        self.clear()
+        for by, arrays in kept.items():
+            for name, values in arrays.items():
+                self[name] = values if by == "alike" else self._laid[name].gathered(values)
+
+
+@dataclass(frozen=True)
+class Laid:
+    """How an array lies over edges: `axis` counts edges, or sets of edges that have the same values."""
+
+    by: Literal["spoken", "overheard", "alike"] = "spoken"
+    """Edges from a rank's attackers (M,), or into them (H,), as in `Stage` and `Known`."""
+    axis: int = 0
+    of_edge: np.ndarray | None = None
+    """(M,) the place of each edge along `axis`; None: its own."""
+    places: int = 0
+    """Along `axis`, with `of_edge`."""
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """A row for each edge."""
+        rows = np.moveaxis(values, self.axis, 0)
+        return rows if self.of_edge is None else rows.take(self.of_edge, axis=0)
+
+    def gathered(self, rows: np.ndarray) -> np.ndarray:
+        """The array whose rows by edge these are."""
+        if self.of_edge is not None:
+            every, rows = rows, np.zeros((self.places, *rows.shape[1:]), rows.dtype)
+            rows[self.of_edge] = every
+        return np.moveaxis(rows, 0, self.axis).copy()
+
+
+_ALIKE = Laid("alike")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from mpi_resmtl.attacks import Known, Messages, Stage, attack
+from mpi_resmtl.attacks import Known, Laid, Messages, Remembered, Stage, attack
 from mpi_resmtl.attacks.common import (
     Over,
     Surroundings,
@@ -107,7 +107,7 @@ class Stale:
 def stale(parameters: Stale, stage: Stage) -> Messages:
     """The attacker's own intermediate of s iterations ago; nothing in the first s iterations."""
     attacker, of_edge = np.unique(stage.source, return_inverse=True)
-    state: dict[str, np.ndarray] = {}
+    state = Remembered(past=Laid(axis=1, of_edge=of_edge, places=len(attacker)))
 
     def messages(known: Known) -> tuple[np.ndarray, np.ndarray]:
         if begins(state, known):

@@ -249,7 +249,7 @@ def _recorded_run(
     """Seconds of a whole run with recording, and on rank 0 those of each rank and phase (ranks, phases)."""
     from mpi_resmtl import run
 
-    record = run.open_recorder(comm, planned, graph, rank, path)
+    record, _, _ = run.open_recorder(comm, planned, graph, rank, path)
     seconds = timed(comm, lambda: run.diffuse_rule(planned, rank, "loss", record))
     record.close()
     comm.Barrier()

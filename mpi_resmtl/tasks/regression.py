@@ -40,6 +40,13 @@ class Regression:
         """Initial models: float64 (A, P)."""
         return self._initial.copy()
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Nothing: models are all that steps depend on."""
+        return {}
+
+    def resume(self, state: dict[str, np.ndarray]) -> None:
+        """Nothing to go on from."""
+
     def samples(self, block: int) -> Samples:
         """The samples of iterations block * B and on."""
         return self._blocks[block]
