@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Adversary:
         own = rows[: partition.count]
         known = Known(moment.iteration)
         if self.knows != "nothing":
-            known = replace(known, own=own.take(self.speakers, axis=0))
+            known = known._replace(own=own.take(self.speakers, axis=0))
         if self.collusion is not None:
             known = self.collusion.add(known, moment, task, own, self.attack.samples)
         attacking = self.start <= moment.iteration and (self.stop is None or moment.iteration < self.stop)

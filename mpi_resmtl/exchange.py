@@ -13,7 +13,7 @@ nor its time.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd
 from typing import Literal
 
@@ -366,9 +366,8 @@ class Collusion:
         if moment.iteration == 0:
             self.heard = self._nothing
         if self._knows == "heard":
-            return replace(known, heard=self.heard)
-        return replace(
-            known,
+            return known._replace(heard=self.heard)
+        return known._replace(
             intermediate=self._told(psi),
             previous=self._told(moment.theta),
             revealed=self._told(task.reveal(moment.samples, moment.i)) if samples else None,
