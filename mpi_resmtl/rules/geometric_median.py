@@ -133,6 +133,8 @@ def _weights(
     here = present & ~away
 
     cosine = cosine * (away[:, :, None] & away[:, None])
+    if together:
+        cosine = cosine.transpose(1, 0, 2).copy()
     inverse = np.divide(1.0, rho, out=np.zeros_like(rho), where=away)
     multiplicity = here.sum(axis=1)
     c = _product(cosine, away.astype(np.float64), together)
@@ -145,9 +147,43 @@ def _weights(
     v = factor[:, None] * away
     c *= factor[:, None]
 
-    for _ in range(most_steps - 1):
-        if not active.any():
+    _approach(v, c, rho, cosine, present, tolerance, active, most_steps - 1, together)
+
+    with np.errstate(over="ignore"):
+        weight = np.divide(v * unit[:, None], lengths, out=np.zeros_like(v), where=away)
+    weight += here * (np.maximum(1.0 - total(weight), 0.0) / multiplicity)[:, None]
+    if flat.any():
+        least = sums[rows, start][:, None]
+        middle = present & (sums <= least * (1.0 + _ROUNDING))
+        weight = np.where(flat[:, None], middle / middle.sum(axis=1)[:, None], weight)
+    return weight
+
+
+def _approach(
+    v: np.ndarray,
+    c: np.ndarray,
+    rho: np.ndarray,
+    cosine: np.ndarray,
+    present: np.ndarray,
+    tolerance: np.ndarray,
+    active: np.ndarray,
+    most_steps: int,
+    together: bool,
+) -> None:
+    """Weiszfeld's steps of v (g, n), in place, for the agents `active` (g,) until a step is within `tolerance` (g,).
+
+    Few agents need most of the steps: when half have arrived, the others go on without them.
+    """
+    agents, arrived = np.arange(len(v)), v
+    for _ in range(most_steps):
+        going = np.count_nonzero(active)
+        if going == 0:
             break
+        if 2 * going <= len(active):
+            arrived[agents] = v
+            agents, cosine = agents[active], cosine[:, active]
+            v, c, rho, present, tolerance = (x[active] for x in (v, c, rho, present, tolerance))
+            active = active[active]
         q = total(v * c)[:, None]
         squared = rho * rho
         floor = 1e-18 * (squared + q) + 1e-300
@@ -161,15 +197,7 @@ def _weights(
         np.copyto(v, moved, where=active[:, None])
         np.copyto(c, turned, where=active[:, None])
         active &= np.sqrt(np.maximum(step, 0.0)) > tolerance
-
-    with np.errstate(over="ignore"):
-        weight = np.divide(v * unit[:, None], lengths, out=np.zeros_like(v), where=away)
-    weight += here * (np.maximum(1.0 - total(weight), 0.0) / multiplicity)[:, None]
-    if flat.any():
-        least = sums[rows, start][:, None]
-        middle = present & (sums <= least * (1.0 + _ROUNDING))
-        weight = np.where(flat[:, None], middle / middle.sum(axis=1)[:, None], weight)
-    return weight
+    arrived[agents] = v
 
 
 def _sums_of_distances(distance: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -230,7 +258,10 @@ def _norms(models: np.ndarray) -> np.ndarray:
 
 
 def _product(matrix: np.ndarray, vector: np.ndarray, together: bool) -> np.ndarray:
-    """matrix[k] @ vector[k] (g, n); in the order of messages where agents with empty places are together."""
+    """A symmetric matrix times a vector for each agent, (g, n); in the order of messages where agents are `together`.
+
+    Of agents together the matrices are (n, g, n), so that numpy adds along the first axis, one message after the other.
+    """
     if together:
-        return np.add.accumulate(matrix * vector[:, None], axis=2)[:, :, -1]
+        return np.add.reduce(matrix * vector.T[:, :, None], axis=0)
     return np.matmul(matrix[0], vector[0])[None]
