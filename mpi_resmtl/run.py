@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl import hdf5, recorder
+from mpi_resmtl import hdf5, memory, recorder
 from mpi_resmtl.adversary import Adversary
 from mpi_resmtl.attacks import ATTACKS, Messages, Stage
 from mpi_resmtl.combining import Combiner, Method, ServerCombiner
@@ -20,7 +20,7 @@ from mpi_resmtl.errors import UserError
 from mpi_resmtl.exchange import Collusion, Everyone, Exchange, PartialExchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.judging import Judge
-from mpi_resmtl.launch import on_root, together
+from mpi_resmtl.launch import on_root, refuse, together
 from mpi_resmtl.neighbourhoods import tiles
 from mpi_resmtl.partition import Partition, Share, partition, shares
 from mpi_resmtl.progress import Progress, silent
@@ -39,6 +39,8 @@ class Plan:
     """(n,) neighbours of each agent, itself left out."""
     scene: Scene
     """What the study says of itself; without its arrays."""
+    needs: list[int]
+    """Bytes of memory that each rank takes, estimated."""
 
 
 def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
@@ -46,6 +48,8 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     study = TASKS[experiment.task.name]
     for parameters in (experiment.task, experiment.attack):
         hdf5.examine_inputs(parameters)
+    size = study.size(experiment.task)
+    memory.require(memory.AGENT * size.agents, f"a graph of {size.agents} agents")
     scene = study.scene(experiment.task, experiment.seed)
     agents = len(scene.group)
     if scene.length is not None and experiment.iterations > scene.length:
@@ -63,7 +67,11 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     graph = Graph(edge, byzantine, scene.group, scene.position, scene.target, scene.epoch)
     _settle_b(experiment, graph)
     alone = replace(scene, position=None, target=None, edge=None)
-    return Plan(experiment, graph, len(edge), np.bincount(edge[:, 1], minlength=agents) - 1, alone), cut
+    degree = np.bincount(edge[:, 1], minlength=agents) - 1
+    held = memory.crossing(edge, byzantine, cut[0].offsets)
+    knowing = byzantine.any() and ATTACKS[who.attack].knows not in ("nothing", "own")
+    needs = memory.needs(experiment, size, held, int(degree.max()) + 1, knowing)
+    return Plan(experiment, graph, len(edge), degree, alone, needs), cut
 
 
 def _settle_b(experiment: Experiment, graph: Graph) -> None:
@@ -94,6 +102,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
             planned.graph = replace(graph, edge=graph.edge[:0])
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
+    length = planned.experiment.iterations
+    what = f"a run of {planned.graph.agents} agents with {planned.edges} edges and {length} iterations"
+    wrong = memory.check(comm, planned.needs, what)
+    together(comm, lambda: refuse(wrong))
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
     who, rows = planned.experiment.byzantine, np.zeros((part.rows, task.parameters), task.dtype)
     attack = ATTACKS[who.attack]
@@ -174,7 +186,9 @@ def open_recorder(comm: MPI.Comm, planned: Plan, graph: Graph | None, rank: Rank
     def create() -> None:
         scene = planned.scene
         about = recorder.About(experiment.toml(), experiment.seed, scene.data, scene.data_sha256, scene.data_note)
-        recorder.create(path, layout, graph, {name: _held(experiment, name) for name in experiment.rules}, about)
+        held = {name: _held(experiment, name) for name in experiment.rules}
+        memory.check_disk(memory.file_size(layout, held.values()), path.parent)
+        recorder.create(path, layout, graph, held, about)
 
     on_root(comm, create)
     return recorder.Recorder(comm, path, layout, rank.partition, planned.graph)

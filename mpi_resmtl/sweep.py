@@ -18,6 +18,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -30,11 +31,12 @@ from time import monotonic, sleep
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
+from mpi_resmtl import memory
 from mpi_resmtl.attacks import ATTACKS
 from mpi_resmtl.config import TOP, Byzantine, Experiment, Use, read, resolve
 from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.graph import GRAPHS
-from mpi_resmtl.launch import Refused, on_ranks, on_root
+from mpi_resmtl.launch import Refused, on_ranks, on_root, refuse
 from mpi_resmtl.registry import Registry
 from mpi_resmtl.rules import RULES
 from mpi_resmtl.tasks import TASKS
@@ -49,6 +51,7 @@ _COLUMNS = ("seed", "byzantine.count", "byzantine.attack")
 """What the index says of every cell, swept or not."""
 _SETTLED = ("rule.b",)
 """Keys that a run works out from its graph where they are not given."""
+_MOST_CELLS = 100_000
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 Tables = dict[str, Any]
@@ -122,6 +125,9 @@ def expand(tables: Tables, source: str) -> Sweep:
     if not swept:
         raise UserError(f"{source}: no key holds a list of values; run it with: mpi-resmtl run {source}")
     _check(tables, swept)
+    count = math.prod(len(values) for values in swept.values())
+    if count > _MOST_CELLS:
+        raise UserError(f"{source}: {count} cells are more than the {_MOST_CELLS} that a sweep may have")
     names, cells = _names(swept), {}
     for chosen in product(*swept.values()):
         values = dict(zip(swept, chosen, strict=True))
@@ -571,6 +577,7 @@ def run(comm: MPI.Comm, load: Any, folder: Path, groups: int | None, overwrite: 
         there = f", {len(board.found)} of them there already" if board.found else ""
         side = f" in {number} groups of ranks" if number > 1 and left else ""
         print(f"{board.sweep.source}: {len(board.sweep.cells)} cells{there}{side}", flush=True)
+    memory.settle(comm)
     group = comm.Split(comm.rank * number // comm.size, comm.rank)
     outcomes = _work(group, board)
     group.Free()
@@ -584,11 +591,7 @@ def run(comm: MPI.Comm, load: Any, folder: Path, groups: int | None, overwrite: 
         print(f"{board.sweep.source}: wrote {folder / INDEX}", flush=True)
     refused = comm.bcast(refused)
     message = f"{refused} of {len(board.sweep.cells)} cells were refused; {folder / INDEX} says why"
-    on_root(comm, lambda: _refuse(message) if refused else None)
-
-
-def _refuse(message: str) -> None:
-    raise UserError(message)
+    on_root(comm, lambda: refuse(message if refused else None))
 
 
 def _work(group: MPI.Comm, board: Board) -> dict[str, Outcome]:
