@@ -10,7 +10,7 @@ An MPI compiler and a parallel HDF5 that are there already (cluster modules: mpi
 
   --serial  pip wheels only: no apt and no compiler; result files are gathered and written by one rank
   --keep    serial if the environment is that already, else parallel as without an option
-  --test    also what the tests need: SLURM, where it can be installed
+  --test    also what the tests need: SLURM and a browser, where they can be installed
 
 Environment:
   VENV   the virtual environment (default: .venv in the project)
@@ -165,10 +165,13 @@ if [[ $(cat "$VENV/made_of" 2>/dev/null) != "$made_of" ]] || ! prove; then
     echo "$made_of" >"$VENV/made_of"
 fi
 
-if [[ -n $test ]] && ! command -v slurmctld slurmd munged >/dev/null; then
-    if [[ $kind == parallel ]] && can_apt; then
-        apt_install slurm-wlm munge
-    else
-        say "SLURM is left out (packages slurm-wlm and munge); the tests that need it are skipped"
+if [[ -n $test ]]; then
+    services=()
+    command -v slurmctld slurmd munged >/dev/null || services+=(slurm-wlm munge)
+    command -v chromium >/dev/null || services+=(chromium)
+    if ((${#services[@]})) && [[ $kind == parallel ]] && can_apt; then
+        apt_install "${services[@]}"
+    elif ((${#services[@]})); then
+        say "left out: ${services[*]} (Debian packages); the tests that need them are skipped"
     fi
 fi

@@ -13,7 +13,7 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
 
 from mpi_resmtl import __version__  # noqa: E402  (one thread a rank has to be asked for before numpy loads)
 from mpi_resmtl.errors import UserError  # noqa: E402
-from mpi_resmtl.launch import USER_ERROR, on_ranks  # noqa: E402
+from mpi_resmtl.launch import USER_ERROR, add_plugin, on_ranks, plug_in  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,15 +41,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as byzantine.count=20")
     run.add_argument("--output", type=Path, metavar="FILE", help="result file (default: PRESET.h5)")
     run.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    run.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     run.add_argument("--data-dir", metavar="DIR", help="where real data lie (default: $MPI_RESMTL_DATA)")
+    add_plugin(run)
     run.set_defaults(command=_run)
 
     listing = commands.add_parser("list", help="presets, tasks, rules, attacks and graphs")
+    add_plugin(listing)
     listing.set_defaults(command=_list)
 
     show = commands.add_parser("show", help="the whole resolved configuration as TOML")
     show.add_argument("experiment", metavar="PRESET|FILE.toml")
     show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_plugin(show)
     show.set_defaults(command=_show)
 
     data = commands.add_parser("data", help="what data are where, downloads, generated stand-ins")
@@ -65,29 +69,32 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--data-dir", metavar="DIR", help="default: $MPI_RESMTL_DATA or the user's data folder")
         action.set_defaults(command=_data, action=name)
 
-    from mpi_resmtl import bench, sweep
+    from mpi_resmtl import bench, status, submit, sweep
 
     sweep.add_parser(commands)
+    submit.add_parser(commands)
+    status.add_parser(commands)
     bench.add_parser(commands)
     return parser
 
 
 def _run(asked: argparse.Namespace) -> int:
     def action(comm) -> None:
+        from mpi_resmtl.cells import single
         from mpi_resmtl.run import run
-        from mpi_resmtl.sweep import single
 
         if asked.data_dir is not None:
             asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
         output = asked.output or Path(Path(asked.experiment).stem + ".h5")
-        run(comm, lambda: single(asked.experiment, asked.set), output, asked.overwrite)
+        run(comm, lambda: single(asked.experiment, asked.set), output, asked.overwrite, resume=asked.resume)
 
-    return on_ranks(action)
+    return on_ranks(action, asked.plugin)
 
 
 def _show(asked: argparse.Namespace) -> int:
-    from mpi_resmtl.sweep import shown
+    from mpi_resmtl.cells import shown
 
+    plug_in(asked.plugin)
     print(shown(asked.experiment, asked.set), end="")
     return 0
 
@@ -121,6 +128,7 @@ def _list(asked: argparse.Namespace) -> int:
     from mpi_resmtl.rules import RULES
     from mpi_resmtl.tasks import TASKS
 
+    plug_in(asked.plugin)
     print("presets")
     for name, text in sorted(presets().items()):
         print(f"  {name:<22} {text.splitlines()[0].removeprefix('# ')}")

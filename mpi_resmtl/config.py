@@ -10,9 +10,10 @@ import json
 import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
 
@@ -21,6 +22,9 @@ from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.graph import GRAPHS
 from mpi_resmtl.rules import RULES, Mixing, Rule
 from mpi_resmtl.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 @dataclass
@@ -32,6 +36,12 @@ class Byzantine:
     attack: Annotated[str, "one of `mpi-resmtl list`"] = "uniform"
     start: Annotated[int, Ge(0), "iterations that they are honest at first"] = 0
     stop: Annotated[int | None, Ge(0), "iteration from which on they are honest again"] = None
+
+    def __post_init__(self):
+        if self.stop is not None and self.start >= self.stop:
+            raise UserError(
+                f"byzantine.start = {self.start} is not before byzantine.stop = {self.stop}: nobody would attack"
+            )
 
 
 @dataclass
@@ -72,6 +82,24 @@ class Record:
 
 
 @dataclass
+class Checkpoint:
+    """How often all that a run has come to is saved; it is too when a signal ends the run. 0: never."""
+
+    every: Annotated[int, Ge(0), "iterations between checkpoints"] = 0
+    minutes: Annotated[float, Ge(0), "minutes between checkpoints"] = 10.0
+
+
+@dataclass
+class Exchange:
+    """How messages get from rank to rank; changes no result."""
+
+    shared: Annotated[
+        Literal["auto", "on", "off"],
+        "ranks of a node read each other's rows in place: where there is room for it, always or never",
+    ] = "auto"
+
+
+@dataclass
 class Experiment:
     """A whole resolved configuration."""
 
@@ -82,6 +110,8 @@ class Experiment:
         default_factory=lambda: ["none", "average", "distance", "loss"]
     )
     record: Record = field(default_factory=Record)
+    exchange: Exchange = field(default_factory=Exchange)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     task: Any = None
     """Parameters of TASKS[task.name]."""
     graph: Any = None
@@ -108,6 +138,8 @@ class Experiment:
             "byzantine": asdict(self.byzantine) | asdict(self.attack),
             "rule": asdict(self.rule) | {name: table for name, table in uses.items() if table},
             "record": asdict(self.record),
+            "exchange": asdict(self.exchange),
+            "checkpoint": asdict(self.checkpoint),
         }
         return tomli_w.dumps(_without_none(tables))
 
@@ -125,7 +157,7 @@ _LONG_KEY = re.compile(
 """A key of so many parts that `tomllib`, whose time grows with their square, must not see it."""
 
 TOP = ("seed", "iterations", "epochs", "rules")
-_TABLES = ("task", "graph", "byzantine", "rule", "record")
+_TABLES = ("task", "graph", "byzantine", "rule", "record", "exchange", "checkpoint")
 _LISTS = ("rules", "byzantine.agents")
 
 
@@ -188,6 +220,8 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     experiment = _checked(Experiment, top, "", only=numbers)
     experiment.rules = names
     experiment.record = _checked(Record, tables.get("record", {}), "record")
+    experiment.exchange = _checked(Exchange, tables.get("exchange", {}), "exchange")
+    experiment.checkpoint = _checked(Checkpoint, tables.get("checkpoint", {}), "checkpoint")
     experiment.task = task
     experiment.topology, experiment.graph = topology, _checked(GRAPHS[topology].parameters, graph, "graph")
     experiment.byzantine = who
@@ -342,16 +376,23 @@ def _checked(
         if key not in known:
             full = [f"{prefix}{k}" for k in (*known, *others)]
             raise unknown("key", f"{prefix}{key}", full)
-    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
-    adapter = pydantic.TypeAdapter(pydantic.with_config(strict)(kind))
     try:
-        return adapter.validate_json(json.dumps(table, default=str))
+        return _adapter(kind).validate_json(json.dumps(table, default=str))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = prefix + ".".join(str(part) for part in first["loc"] if isinstance(part, int | str))
         if isinstance(first.get("ctx", {}).get("error"), UserError):
             raise first["ctx"]["error"] from None
         raise UserError(f"{where} = {first['input']!r}: {_lower(first['msg'])}") from None
+
+
+@cache
+def _adapter(kind: type) -> pydantic.TypeAdapter:
+    """What checks a table for a dataclass; a sweep needs the same ones for every cell."""
+    import pydantic
+
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+    return pydantic.TypeAdapter(pydantic.with_config(strict)(kind))
 
 
 def _lower(message: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,24 +19,45 @@ from mpi_resmtl.recorder import Recorder
 from mpi_resmtl.stopwatch import Stopwatch
 from mpi_resmtl.tasks import Task
 
+if TYPE_CHECKING:
+    from mpi_resmtl.keeper import Keeper
+
 
 @dataclass(frozen=True)
 class Rank:
     """What one rank holds for a run, whatever the rule."""
 
-    partition: Partition
     task: Task
     adversary: Adversary
     exchange: Exchange | PartialExchange
     everyone: Everyone
-    rows: np.ndarray
-    """(partition.rows, P): own intermediates, own attackers' messages, what is received, what is sent."""
     tiles: list[Neighbourhoods]
+
+    @property
+    def partition(self) -> Partition:
+        """The rank's agents and edges, and the rows that the exchange has for them."""
+        return self.exchange.partition
 
     def close(self) -> None:
         """Free what MPI keeps for this rank; collective."""
         self.exchange.close()
         self.everyone.close()
+
+
+class Keepless:
+    """Takes a keeper's place and saves nothing."""
+
+    next = 0
+
+    def rule(self, *ignored: object) -> None:
+        """What works for a rule does not matter."""
+
+    def begin(self, theta: np.ndarray) -> int:
+        """Nothing is done before."""
+        return 0
+
+
+KEEPLESS = Keepless()
 
 
 def diffuse(
@@ -44,21 +67,23 @@ def diffuse(
     recorder: Recorder,
     clock: Stopwatch,
     progress: Callable[[int], None],
+    keeper: Keeper | Keepless,
 ) -> None:
-    """Run one rule for all iterations; `recorder` keeps what it finds."""
-    task, rows, exchange = rank.task, rank.rows, rank.exchange
+    """Run one rule for all iterations; `recorder` keeps what it finds, and `keeper` how far it has come."""
+    task, exchange = rank.task, rank.exchange
     theta = task.start()
-    psi = rows[: rank.partition.count]
-    heard = rows[: rank.partition.heard_rows]
+    begun = keeper.begin(theta)
 
-    for first in range(0, iterations, task.length):
+    for first in range(begun - begun % task.length, iterations, task.length):
         samples, fresh = task.samples(first // task.length), task.fresh(first // task.length)
-        for i in range(min(task.length, iterations - first)):
+        for i in range(max(0, begun - first), min(task.length, iterations - first)):
+            exchange.turn()
+            psi = exchange.mine[: rank.partition.count]
             moment = Moment(first + i, samples, fresh, i, theta, psi)
             task.adapt(samples, i, theta, psi)
             clock.lap("adapt")
 
-            sent = rank.adversary.speak(moment, task, rows, rank.partition)
+            sent = rank.adversary.speak(moment, task, exchange.mine, rank.partition)
             clock.lap("attack")
 
             exchange.start(sent)
@@ -67,16 +92,24 @@ def diffuse(
             exchange.finish()
             clock.lap("exchange")
 
-            combiner(moment, rows, finite_rows(heard), recorder.wants_parts(first + i))
-            rank.adversary.listen(rows, theta, rank.partition)
+            finite = finite_rows(exchange.heard, exchange.parts)
+            combiner(moment, exchange.heard, finite, exchange.arrived, recorder.wants_parts(first + i))
+            rank.adversary.listen(exchange.heard, psi, theta, rank.partition)
             recorder.keep(moment, combiner)
             progress(first + i)
+            if first + i + 1 == keeper.next:
+                keeper(first + i + 1, theta)
     recorder.end(theta, exchange)
 
 
-def finite_rows(heard: np.ndarray) -> np.ndarray | None:
-    """Which rows are finite (rows,), or None when all are; one sum tells, as NaN and Inf survive it."""
-    if np.isfinite(heard.sum()):
+def finite_rows(rows: np.ndarray, parts: list[slice]) -> np.ndarray | None:
+    """Which rows are finite (R,), or None when all are; of `rows` (R, P) only some parts are looked at.
+
+    One sum of squares of a part tells, as NaN and Inf survive it.
+    """
+    if all(math.isfinite(np.vdot(rows[part], rows[part])) for part in parts):
         return None
-    finite = np.isfinite(heard).all(axis=1)
+    finite = np.ones(len(rows), bool)
+    for part in parts:
+        finite[part] = np.isfinite(rows[part]).all(axis=1)
     return None if finite.all() else finite

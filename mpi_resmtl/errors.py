@@ -1,10 +1,14 @@
-"""The one error that a user's input may cause."""
+"""The errors that are shown as one line: one that a user's input may cause, and one that a disk may."""
 
 import difflib
 from collections.abc import Iterable
 
 LONGEST = 1000
 """Characters of a message; what a user's file made longer is cut in the middle."""
+
+
+class FileError(RuntimeError):
+    """A file that cannot be written while ranks are at work: shown as one line, and the job ends."""
 
 
 class UserError(ValueError):

@@ -32,7 +32,7 @@ class Graph:
     position: np.ndarray | None = None
     """(n, 2) float64"""
     target: np.ndarray | None = None
-    """(n, 2) float64, the true model."""
+    """(n, P) float64, the true model."""
     epoch: int = 0
     """Iterations in an epoch; 0 where the study has none."""
 

@@ -118,7 +118,7 @@ class Crossing:
 
     agents: np.ndarray
     rows: np.ndarray
-    """Rows of models, as `partition` lays them out."""
+    """Rows of models, as `partition` lays them out, or a few more: runs of own rows are sent from where they lie."""
     edges: np.ndarray
     """Edges into the rank's agents."""
 
@@ -169,8 +169,10 @@ def needs(experiment: Experiment, size: Size, held: Crossing, widest: int, knowi
     edge += 24 * size.parameters if size.gathers else 0
     window = _largest(uses, "median", "window")
     edge += 8 * window + 16 * min(window, length)
+    # Ranks that read each other's rows in place have two arrays of them.
+    row = models * (1 if experiment.exchange.shared == "off" else 2)
     return [
-        fixed + agent * agents + edge * edges + models * rows
+        fixed + agent * agents + edge * edges + row * rows
         for agents, edges, rows in zip(held.agents.tolist(), held.edges.tolist(), held.rows.tolist(), strict=True)
     ]
 

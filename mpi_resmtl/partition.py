@@ -3,23 +3,57 @@
 A rank holds one array of rows, in this order: its own agents' intermediates; one row for each edge from a Byzantine
 agent of its own to an agent of its own; a block received from each peer; a block sent to each peer. A block holds the
 rows of the sender's normal agents that anyone there hears, each once, in agent order, then one row for each edge from
-a Byzantine agent, in (source, target) order. Sender and receiver derive the same order from the edges alone.
+a Byzantine agent, in (source, target) order. Sender and receiver derive the same order from the edges alone. A block to
+be sent that is no more than a run of own agents' intermediates lies where these are.
+
+Where ranks of a node read each other's rows in place (`in_place`), no block is sent or received between them: a rank
+finds its peers' intermediates, and the rows of their attackers for its agents, in the array of the whole node.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from mpi_resmtl.errors import UserError
 
 
-def offsets(agents: int, ranks: int) -> np.ndarray:
-    """First agent of each rank, and n at the end: (ranks + 1,) intp; sizes differ by one at most."""
+def offsets(agents: int, ranks: int, work: np.ndarray | None = None) -> np.ndarray:
+    """First agent of each rank, and n at the end: (ranks + 1,) intp.
+
+    Sizes differ by one at most; or, where what agents have to do is not alike, `work` (n,) > 0, the rank that has most
+    to do has as little as runs of agents allow. Raises UserError when there are more ranks than agents.
+    """
     if ranks > agents:
         raise UserError(f"{ranks} ranks are more than the {agents} agents; start at most {agents}")
-    return np.arange(ranks + 1) * agents // ranks
+    if work is None or (work == work[0]).all():
+        return np.arange(ranks + 1) * agents // ranks
+    done = np.concatenate([[0.0], np.cumsum(work)])
+    enough, too_little = done[-1], max(done[-1] / ranks, work.max()) * (1 - 1e-9)
+    bounds = _filled(done, ranks, enough)
+    while enough - too_little > 1e-9 * enough:
+        tried = (enough + too_little) / 2
+        found = _filled(done, ranks, tried)
+        if found is None:
+            too_little = tried
+        else:
+            enough, bounds = tried, found
+    return bounds
+
+
+def _filled(done: np.ndarray, ranks: int, most: float) -> np.ndarray | None:
+    """Offsets of ranks each filled up to `most`, but for one agent at least that each rank after it needs; or None.
+
+    `done` (n + 1,) sums of work.
+    """
+    agents = len(done) - 1
+    bounds = np.zeros(ranks + 1, np.intp)
+    for rank in range(ranks):
+        stop = int(np.searchsorted(done, done[bounds[rank]] + most, side="right")) - 1
+        bounds[rank + 1] = min(stop, agents - (ranks - 1 - rank))
+    return bounds if bounds[-1] == agents else None
 
 
 @dataclass(frozen=True)
@@ -29,7 +63,7 @@ class Block:
     peer: int
     rows: slice
     normal: np.ndarray
-    """Sent blocks: own agents (rows of the rank) that fill the block's first rows. Received blocks: empty."""
+    """Which of the sender's agents (rows of the sender) the block's first rows are."""
     spoken: np.ndarray
     """Sent blocks: which of the rank's `spoken` messages fill the other rows. Received blocks: empty."""
     attacks: int
@@ -68,6 +102,13 @@ class Partition:
     received: list[Block]
     sent: list[Block]
 
+    @cached_property
+    def spoken_rows(self) -> slice | np.ndarray:
+        """`spoken_row` as a slice where rows follow one another: numpy copies to one several times faster."""
+        row = self.spoken_row
+        follow = len(row) > 0 and (row == np.arange(row[0], row[0] + len(row))).all()
+        return slice(int(row[0]), int(row[0]) + len(row)) if follow else row
+
 
 @dataclass(frozen=True)
 class Share:
@@ -84,9 +125,12 @@ class Share:
     spoken_total: int
 
 
-def shares(edge: np.ndarray, byzantine: np.ndarray, ranks: int) -> list[Share]:
-    """Cut the edge list (E, 2), sorted by (target, source), into what each rank needs; O(E log E) once, on rank 0."""
-    bounds = offsets(len(byzantine), ranks)
+def shares(edge: np.ndarray, byzantine: np.ndarray, ranks: int, work: np.ndarray | None = None) -> list[Share]:
+    """Cut the edge list (E, 2), sorted by (target, source), into what each rank needs; O(E log E) once, on rank 0.
+
+    `work` (n,) as in `offsets`.
+    """
+    bounds = offsets(len(byzantine), ranks, work)
     heard_at = np.searchsorted(edge[:, 1], bounds)
     spoken = edge[np.lexsort((edge[:, 1], edge[:, 0]))]
     spoken_at = np.searchsorted(spoken[:, 0], bounds)
@@ -137,8 +181,8 @@ def partition(share: Share, rank: int, byzantine: np.ndarray) -> Partition:
         row[heard_normal] = place + which
         row[heard_attack] = place + len(agents) + np.arange(len(heard_attack))
         size = len(agents) + len(heard_attack)
-        nothing = np.empty(0, np.intp)
-        received.append(Block(int(peer), slice(place, place + size), nothing, nothing, len(heard_attack)))
+        block = slice(place, place + size)
+        received.append(Block(int(peer), block, agents - bounds[peer], np.empty(0, np.intp), len(heard_attack)))
         place += size
 
     heard_rows = place
@@ -151,6 +195,9 @@ def partition(share: Share, rank: int, byzantine: np.ndarray) -> Partition:
         going = by_peer[slice(*np.searchsorted(listeners[by_peer], [peer, peer + 1]))]
         agents = np.unique(out_source[going][~attacks[going]]) - first
         numbers = attack_number[going][attacks[going]]
+        if len(numbers) == 0 and agents[-1] - agents[0] + 1 == len(agents):
+            sent.append(Block(int(peer), slice(int(agents[0]), int(agents[-1]) + 1), agents, numbers, 0))
+            continue
         spoken_row[numbers] = place + len(agents) + np.arange(len(numbers))
         size = len(agents) + len(numbers)
         sent.append(Block(int(peer), slice(place, place + size), agents, numbers, len(numbers)))
@@ -175,3 +222,63 @@ def partition(share: Share, rank: int, byzantine: np.ndarray) -> Partition:
         received=received,
         sent=sent,
     )
+
+
+def apart(part: Partition, node: set[int]) -> tuple[Partition, dict[int, int]]:
+    """The partition when blocks to and from the ranks of `node` need no room but for the rows that attackers fill.
+
+    -> it, its `row` and `overheard_row` unchanged and so of no use until `in_place`, and the first of the rows that
+    its attackers fill for each rank of the node.
+    """
+    place = min((block.rows.start for block in part.received), default=part.heard_rows)
+    spoken_row, first_attack = part.spoken_row.copy(), {}
+    for block in part.sent:
+        if block.peer in node:
+            first_attack[block.peer] = place
+            spoken_row[block.spoken] = place + np.arange(block.attacks)
+            place += block.attacks
+    received = []
+    for block in part.received:
+        if block.peer not in node:
+            received.append(_moved(block, place))
+            place = received[-1].rows.stop
+    heard_rows, sent = place, []
+    for block in part.sent:
+        if block.peer in node:
+            continue
+        if block.rows.stop > part.count:
+            block = _moved(block, place)
+            spoken_row[block.spoken] = np.arange(block.rows.stop - block.attacks, block.rows.stop)
+            place = block.rows.stop
+        sent.append(block)
+    changed = dict(spoken_row=spoken_row, received=received, sent=sent, heard_rows=heard_rows, rows=place)
+    return replace(part, **changed), first_attack
+
+
+def in_place(
+    part: Partition, own: Partition, first_row: dict[int, int], first_attack: dict[int, int], here: int
+) -> tuple[Partition, list[slice]]:
+    """`own`, that `apart` made of `part`, with `row` and `overheard_row` in the array of the whole node.
+
+    There the rows of this rank begin at `here` and those of the others at `first_row`; `first_attack` says which of
+    their rows the others' attackers fill for this rank. -> also the parts of that array that this rank's agents hear
+    or own.
+    """
+    place = np.arange(part.heard_rows) + here
+    heard = [slice(here, here + own.heard_rows)]
+    kept = {block.peer: block for block in own.received}
+    for block in part.received:
+        if block.peer in kept:
+            place[block.rows] = here + np.arange(kept[block.peer].rows.start, kept[block.peer].rows.stop)
+            continue
+        begin, attack = first_row[block.peer], first_row[block.peer] + first_attack[block.peer]
+        place[block.rows] = np.concatenate([begin + block.normal, attack + np.arange(block.attacks)])
+        if len(block.normal):
+            heard.append(slice(begin + int(block.normal[0]), begin + int(block.normal[-1]) + 1))
+        if block.attacks:
+            heard.append(slice(attack, attack + block.attacks))
+    return replace(own, row=place[part.row], overheard_row=place[part.overheard_row]), heard
+
+
+def _moved(block: Block, place: int) -> Block:
+    return replace(block, rows=slice(place, place + block.rows.stop - block.rows.start))

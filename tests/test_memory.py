@@ -29,7 +29,8 @@ def test_rows_and_edges_are_counted_as_the_partition_lays_them_out(data, agents,
     held = memory.crossing(edge, byzantine, offsets(agents, ranks))
     parts = [partition(share, rank, byzantine) for rank, share in enumerate(shares(edge, byzantine, ranks))]
     assert held.agents.tolist() == [part.count for part in parts]
-    assert held.rows.tolist() == [part.rows for part in parts]
+    lying = [sum(len(block.normal) for block in part.sent if block.rows.start < part.count) for part in parts]
+    assert held.rows.tolist() == [part.rows + rows for part, rows in zip(parts, lying, strict=True)]
     assert held.edges.tolist() == [part.edges.stop - part.edges.start for part in parts]
 
 
@@ -50,6 +51,10 @@ RUNS = {
     "stacks and knowing attackers": [
         *("fig1c", "task.agents=600", "graph.kind=complete", "iterations=10"),
         *("rules=median", "byzantine.attack=little"),
+    ],
+    "a wide regression": [
+        *("fig1c", "task.name=linear-regression", "task.dimension=2000", "task.covariance=decay", "iterations=10"),
+        *("task.step_size=0.00001", "rules=loss", "byzantine.low=0", "byzantine.count=3"),
     ],
     "a long window": ["fig1c", "iterations=10", "rules=loss-robust", "rule.loss-robust.window=40000"],
     "batches": ["fig2a", "task.data=stand-in", "task.agents=4", "task.batch=60", "epochs=150", "rules=none"],
@@ -111,7 +116,7 @@ def test_bytes_are_shown_as_people_read_them():
 
 
 TOO_LARGE = [
-    (["task.agents=100000000000"], ["a graph of 100000000000 agents would take 40 TB"]),
+    (["task.agents=100000000000"], ["100000000000 agents with models of 2 parameters would take 44.8 TB"]),
     (["task.agents=1000000", "graph.kind=complete"], ["graph.kind = 'complete' of 1000000 agents", "120 TB"]),
     (["task.agents=1000000", "graph.kind=erdos-renyi"], ["graph.kind = 'erdos-renyi'", "TB"]),
     (["task.agents=300000"], ["graph.kind = 'geometric' of 300000 agents", "TB"]),
@@ -154,7 +159,7 @@ def test_a_result_file_is_as_large_as_expected(tmp_path: Path, monkeypatch: pyte
     layout = recorder.Layout(dtype=np.dtype("f4"), **numbers, **named)
     rules = {"loss": recorder.Held(True, False), "krum": recorder.Held(False, True)}
     graph = Graph(edge, np.zeros(n, bool), np.zeros(n, np.int32), epoch=20)
-    recorder.create(tmp_path / "out.h5", layout, graph, rules, recorder.About("", 0, "generated", "", ""))
+    recorder.create(tmp_path / "out.h5", layout, graph, rules, recorder.About("", 0, "generated", "", "", "", []))
     with h5py.File(tmp_path / "out.h5") as file:
         found = []
         file["rule"].visititems(lambda name, item: found.append(getattr(item, "nbytes", 0)))

@@ -45,6 +45,26 @@ def test_no_switch_makes_results_depend_on_ranks(settings: list[str], tmp_path: 
     assert_identical(one, three)
 
 
+@pytest.mark.parametrize(
+    ("preset", "settings"), [("fig1c", ["iterations=60"]), ("fig2b", ["epochs=1", "task.data=stand-in"])]
+)
+def test_reading_rows_in_place_changes_no_bit_and_no_count(preset: str, settings: list[str], tmp_path: Path):
+    found = []
+    for way in ("on", "off"):
+        (tmp_path / way).mkdir()
+        found.append(run(tmp_path / way, preset, 3, f"exchange.shared={way}", *settings))
+    assert_identical(*found)
+    with h5py.File(found[0]) as one, h5py.File(found[1]) as two:
+        for rule in one["rule"]:
+            np.testing.assert_array_equal(one[f"rule/{rule}/traffic"], two[f"rule/{rule}/traffic"])
+
+
+def test_an_agent_that_loses_no_message_does_not_feel_that_others_do(tmp_path: Path):
+    rare = ["task.agents=60", "task.side=8.0", "byzantine.count=1", "byzantine.attack=non-finite"]
+    one, four = (run(tmp_path, "fig1c", ranks, "iterations=100", *rare) for ranks in (1, 4))
+    assert_identical(one, four)
+
+
 def test_running_again_gives_the_same_bits_and_another_seed_others(fig1c: Path, tmp_path: Path):
     assert_identical(fig1c, run(tmp_path, "fig1c", 1, "iterations=100", "record.models=30", ALL_RULES))
     other = rule_datasets(run(tmp_path, "fig1c", 2, "seed=1", "iterations=100", ALL_RULES))

@@ -24,6 +24,8 @@ def recorded(parameters: Recorded, stage: Stage) -> Messages:
     """What /attack/message of a recorded stream says, (b, P) always or (T, b, P) by iteration; the same to all."""
     attackers = int(np.count_nonzero(stage.byzantine))
     which = np.cumsum(stage.byzantine)[stage.source] - 1
+    if not parameters.file:
+        raise UserError("attack recorded needs its file: --set byzantine.file=FILE")
     path = "attack/message"
     with hdf5.opened(parameters.file) as file:
         if path not in file:

@@ -128,18 +128,21 @@ def _deep_mean(points: np.ndarray, present: np.ndarray) -> np.ndarray:
     k = rows[:, None]
     slope = (sign * x[k, line])[:, :, None] * y[:, None]
     slope -= (sign * y[k, line])[:, :, None] * x[:, None]
-    above = left[k[:, :, None], line[:, :, None], lines.i] * sign[:, :, None]
+    above = (left[k, line] * sign[:, :, None]).take(lines.i, axis=2)
     bounds = bounds[:, :, None] & valid[:, None]
-    rising, falling = bounds & (slope > _PARALLEL), bounds & (slope < -_PARALLEL)
-    with np.errstate(over="ignore"):
-        s = np.divide(-above, slope, out=np.zeros_like(slope), where=rising | falling)
-    lowest = np.max(s, axis=1, where=rising, initial=-np.inf)
-    highest = np.min(s, axis=1, where=falling, initial=np.inf)
-    beside = bounds & (np.abs(slope) <= _PARALLEL) & (above < -reach[k, line][:, :, lines.i])
+    rising, falling = slope > _PARALLEL, slope < -_PARALLEL
+    along = bounds & ~(rising | falling)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        s = -above / slope
+    lowest = np.where(bounds & rising, s, -np.inf).max(axis=1, initial=-np.inf)
+    highest = np.where(bounds & falling, s, np.inf).min(axis=1, initial=np.inf)
+    beside = np.zeros_like(valid)
+    if along.any():
+        beside = (along & (above < -reach[k, line].take(lines.i, axis=2))).any(axis=1)
     slack = _ROUNDING * np.maximum(unit[:, None], np.minimum(np.abs(lowest), np.abs(highest)))
     lowest -= slack
     highest += slack
-    through = valid & (lowest <= highest) & ~beside.any(axis=1) & ~flat[:, None]
+    through = valid & (lowest <= highest) & ~beside & ~flat[:, None]
 
     # Line a meets line b at begin_a + s step_a.
     k, a, b = np.nonzero(lines.apart & through[:, :, None] & through[:, None])

@@ -46,6 +46,12 @@ class Task(Protocol):
     def start(self) -> np.ndarray:
         """Initial models (A, P); forgets all state of an earlier run (optimiser moments)."""
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What else of an iteration the next depends on, by agent (A, ...): optimiser moments."""
+
+    def resume(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what `state` gave, after `start`."""
+
     def samples(self, block: int) -> Any:
         """The samples of iterations block * B and on."""
 
@@ -110,6 +116,10 @@ class Scene:
     """(E, 2) where the task brings its own graph."""
     epoch: int = 0
     """Iterations in an epoch, of a study whose length is given in epochs."""
+    judging: np.ndarray | None = None
+    """(n,) what it costs an agent to judge one message, where that is not alike."""
+    learning: np.ndarray | None = None
+    """(n,) what all else in an iteration costs, in the same unit."""
     length: int | None = None
     """Iterations after which the data end; None: never."""
 

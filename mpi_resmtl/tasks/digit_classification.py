@@ -98,8 +98,14 @@ class DigitClassification:
         for group, source in zip(GROUPS, found, strict=True):
             for split in ("train", "test"):
                 _check_enough(parameters, group, split, source)
+        group = _groups(parameters)
+        batch = np.array(parameters.batch, float)[group]
+        chance = np.resize(parameters.activity, parameters.agents)
         return Scene(
-            group=_groups(parameters),
+            group=group,
+            # In forward passes of an image; a gradient step counts three, the loss of the combined model one.
+            judging=batch,
+            learning=batch * (1.0 + 3.0 * chance),
             data="real" if all(source.kind == "real" for source in found) else "stand-in",
             data_sha256=" ".join(source.sha256 for source in found).strip(),
             data_note="; ".join(f"{source.name}: {source.note}" for source in found if source.note),

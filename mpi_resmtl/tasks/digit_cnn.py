@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,8 @@ class DigitCNN:
         import torch
 
         self._torch = torch
+        # Rows that are heard are read-only; a network only reads what it judges.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
 
     def initial(self, uniform: np.ndarray) -> np.ndarray:
         """PyTorch's default initial values, U(-1/sqrt(fan in), 1/sqrt(fan in)), from U[0, 1) (A, P): float32 (A, P)."""
