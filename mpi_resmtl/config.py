@@ -151,7 +151,7 @@ _DEEPEST = 16
 _LARGEST_NUMBER = 2**64
 _LONGEST_NAME = 64
 _LONG_KEY = re.compile(
-    r"""(?<![\w"'-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.){0,199}+"|'[^'\n]{0,199}+')[ \t]*+\.[ \t]*+){%d}""" % (2 * _DEEPEST),  # noqa: UP031  (braces abound)
+    r"""(?<![\w"'-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.){0,199}+"|'[^'\n]{0,199}+')[ \t]*+\.[ \t]*+){32}""",
     re.ASCII,
 )
 """A key of so many parts that `tomllib`, whose time grows with their square, must not see it."""
@@ -293,7 +293,7 @@ def _parsed(written: bytes, source: str) -> dict[str, Any]:
     try:
         text = written.decode()
         if _LONG_KEY.search(text):
-            raise UserError(f"{source}: a key has more than {2 * _DEEPEST} parts")
+            raise UserError(f"{source}: a key has 32 parts or more")
         return tomllib.loads(text)
     except RecursionError:
         raise UserError(f"{source}: tables and lists lie more than {_DEEPEST} deep in one another") from None
