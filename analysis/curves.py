@@ -15,7 +15,7 @@ from results import Result, ResultError, read, save, styles
 
 WIDTH, HEIGHT = 4.4, 2.9
 """Inches of a plot."""
-LINEAR_TO = 300
+LINEAR_TO = 30
 """The loss has a log axis where its means span more than this factor."""
 
 

@@ -32,6 +32,9 @@ COUNT, ATTACK, KIND, SEED = "byzantine.count", "byzantine.attack", "graph.kind",
 _SETTLED = ("rule.b",)
 """Keys that a run works out from its graph where they are not given."""
 
+_NO_MATTER = ("checkpoint.every", "checkpoint.minutes", "exchange.shared")
+"""Keys that change no result."""
+
 Tables = dict[str, Any]
 
 
@@ -111,8 +114,8 @@ def shown(source: str, settings: list[str]) -> str:
 
 
 def differences(there: str, asked: str) -> str:
-    """How two resolved TOMLs differ, in words; empty where they do not. Raises TOMLDecodeError."""
-    one, two = _flat(tomllib.loads(there)), _flat(tomllib.loads(asked))
+    """How two resolved TOMLs differ, in words; empty where they give the same result. Raises TOMLDecodeError."""
+    one, two = ({k: v for k, v in _flat(tomllib.loads(t)).items() if k not in _NO_MATTER} for t in (there, asked))
     for key in _SETTLED:
         if key not in two:
             one.pop(key, None)

@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as byzantine.count=20")
     run.add_argument("--output", type=Path, metavar="FILE", help="result file (default: PRESET.h5)")
     run.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    run.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     run.add_argument("--data-dir", metavar="DIR", help="where real data lie (default: $MPI_RESMTL_DATA)")
     add_plugin(run)
     run.set_defaults(command=_run)
@@ -68,9 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--data-dir", metavar="DIR", help="default: $MPI_RESMTL_DATA or the user's data folder")
         action.set_defaults(command=_data, action=name)
 
-    from mpi_resmtl import bench, sweep
+    from mpi_resmtl import bench, status, submit, sweep
 
     sweep.add_parser(commands)
+    submit.add_parser(commands)
+    status.add_parser(commands)
     bench.add_parser(commands)
     return parser
 
@@ -83,7 +86,7 @@ def _run(asked: argparse.Namespace) -> int:
         if asked.data_dir is not None:
             asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
         output = asked.output or Path(Path(asked.experiment).stem + ".h5")
-        run(comm, lambda: single(asked.experiment, asked.set), output, asked.overwrite)
+        run(comm, lambda: single(asked.experiment, asked.set), output, asked.overwrite, resume=asked.resume)
 
     return on_ranks(action, asked.plugin)
 

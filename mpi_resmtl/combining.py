@@ -94,20 +94,34 @@ class Combiner:
             (t, list(stacks(t, first, graph, degree, parameters, method.lowered)) if dense else []) for t in tiles
         ]
         if method.pre == "nnm":
-            self._mixed = [_mixed(tile, dense, parameters) for tile, dense in self._tiles]
+            self._mixed = [_mixed(tile, dense) for tile, dense in self._tiles]
 
-    def __call__(self, moment: Moment, rows: np.ndarray, finite: np.ndarray | None, reported: bool) -> None:
-        """theta <- what the method makes of the rows that agents hear, of which some (rows,) are finite, None: all.
+    @property
+    def judges(self) -> dict[str, Judge]:
+        """All that holds something against edges, by name."""
+        return {"judge": self.judge} | ({} if self._distances is None else {"distances": self._distances})
 
-        `reported` says whether `part` will be looked at.
+    def __call__(
+        self,
+        moment: Moment,
+        rows: np.ndarray,
+        finite: np.ndarray | None,
+        arrived: np.ndarray | None,
+        reported: bool,
+    ) -> None:
+        """theta <- what the method makes of the rows that agents hear.
+
+        `finite` and `arrived` (rows,) bool, None: all are; what did not arrive is not finite. A `trusting` rule takes
+        all that arrived. `reported` says whether `part` will be looked at.
         """
         rule, theta = self._method.rule, moment.theta
+        taken = arrived if rule.trusting and not self._method.pre else finite
         self.judge.begin(moment)
         if self._distances is not None:
             self._distances.begin(moment)
         compared = self._own_losses(moment) if rule.compares else None
         for number, (tile, dense) in enumerate(self._tiles):
-            usable = _usable(finite, tile)
+            usable = _usable(taken, tile)
             seen, heard_rows = tile, rows
             if self._method.pre == "nnm":
                 heard_rows = self._nearest_means(dense, rows, usable, len(tile.row))
@@ -120,9 +134,9 @@ class Combiner:
             self._clock.lap("evaluate")
             if rule.weigh is not None:
                 a = rule.weigh(seen, self.judge.held[tile.edges])
-                if usable is not None and not rule.trusting:
+                if usable is not None:
                     a = _without(seen, a, usable, messages)
-                theta[tile.agents] = seen.combine(a, messages)
+                seen.combine(a, messages, theta)
                 self.part[tile.edges] = a
             else:
                 for stack in dense:
@@ -201,7 +215,19 @@ class ServerCombiner:
         first = np.unique(partition.spoken[:, 0], return_index=True)[1]
         self._liars, self._lies = partition.spoken[first, 0] - partition.first, partition.spoken_row[first]
 
-    def __call__(self, moment: Moment, rows: np.ndarray, finite: np.ndarray | None, reported: bool) -> None:
+    @property
+    def judges(self) -> dict[str, Judge]:
+        """Nothing: a server holds nothing against anyone."""
+        return {}
+
+    def __call__(
+        self,
+        moment: Moment,
+        rows: np.ndarray,
+        finite: np.ndarray | None,
+        arrived: np.ndarray | None,
+        reported: bool,
+    ) -> None:
         """theta <- the server's answer; it hears from an attacker what its first victim hears, 0 where that is NaN."""
         said = moment.psi.copy()
         said[self._liars] = self._exchange.mine[self._lies]
@@ -211,10 +237,9 @@ class ServerCombiner:
         self._clock.lap("combine")
 
 
-def _mixed(tile: Neighbourhoods, dense: list[Stack], parameters: int) -> tuple[Neighbourhoods, list[Stack]]:
+def _mixed(tile: Neighbourhoods, dense: list[Stack]) -> tuple[Neighbourhoods, list[Stack]]:
     """The same neighbourhoods where each edge has a row of its own, in the order of edges."""
     row = np.arange(len(tile.row))
-    element = None if tile.element is None else row * parameters + np.arange(parameters)[:, None]
     moved = []
     for stack in dense:
         own = row[stack.edges][
@@ -223,14 +248,14 @@ def _mixed(tile: Neighbourhoods, dense: list[Stack], parameters: int) -> tuple[N
         places = own.repeat(stack.row.shape[1])
         places[stack.slot] = row[stack.edges]
         moved.append(replace(stack, row=places.reshape(stack.row.shape)))
-    return replace(tile, row=row, element=element), moved
+    return replace(tile, row=row), moved
 
 
-def _usable(finite: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | None:
+def _usable(taken: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | None:
     """Which messages may have weight (E,), or None when all may; one's own always may."""
-    if finite is None:
+    if taken is None:
         return None
-    usable = finite[tile.row]
+    usable = taken[tile.row]
     usable[tile.own] = True
     return usable
 
@@ -242,7 +267,7 @@ def _without(tile: Neighbourhoods, weight: np.ndarray, usable: np.ndarray, messa
     """
     usable = usable.copy()
     usable[tile.own] = True
-    if tile.element is not None:
+    if tile.gathered:
         messages[~usable] = 0.0
     loses = tile.spread(np.logical_and.reduceat(usable, tile.start)) == 0
     left = np.where(usable, weight, 0.0)

@@ -7,6 +7,7 @@ Tables are merged from the least to the most particular: what the task brings fo
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -35,6 +36,12 @@ class Byzantine:
     attack: Annotated[str, "one of `mpi-resmtl list`"] = "uniform"
     start: Annotated[int, Ge(0), "iterations that they are honest at first"] = 0
     stop: Annotated[int | None, Ge(0), "iteration from which on they are honest again"] = None
+
+    def __post_init__(self):
+        if self.stop is not None and self.start >= self.stop:
+            raise UserError(
+                f"byzantine.start = {self.start} is not before byzantine.stop = {self.stop}: nobody would attack"
+            )
 
 
 @dataclass
@@ -75,6 +82,14 @@ class Record:
 
 
 @dataclass
+class Checkpoint:
+    """How often all that a run has come to is saved; it is too when a signal ends the run. 0: never."""
+
+    every: Annotated[int, Ge(0), "iterations between checkpoints"] = 0
+    minutes: Annotated[float, Ge(0), "minutes between checkpoints"] = 10.0
+
+
+@dataclass
 class Exchange:
     """How messages get from rank to rank; changes no result."""
 
@@ -96,6 +111,7 @@ class Experiment:
     )
     record: Record = field(default_factory=Record)
     exchange: Exchange = field(default_factory=Exchange)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     task: Any = None
     """Parameters of TASKS[task.name]."""
     graph: Any = None
@@ -123,12 +139,25 @@ class Experiment:
             "rule": asdict(self.rule) | {name: table for name, table in uses.items() if table},
             "record": asdict(self.record),
             "exchange": asdict(self.exchange),
+            "checkpoint": asdict(self.checkpoint),
         }
         return tomli_w.dumps(_without_none(tables))
 
 
+_LARGEST_FILE = 4 << 20
+"""Bytes of a TOML file; a list of a hundred thousand agents takes one seventh of it."""
+_DEEPEST = 16
+"""Tables and lists within one another."""
+_LARGEST_NUMBER = 2**64
+_LONGEST_NAME = 64
+_LONG_KEY = re.compile(
+    r"""(?<![\w"'-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.){0,199}+"|'[^'\n]{0,199}+')[ \t]*+\.[ \t]*+){32}""",
+    re.ASCII,
+)
+"""A key of so many parts that `tomllib`, whose time grows with their square, must not see it."""
+
 TOP = ("seed", "iterations", "epochs", "rules")
-_TABLES = ("task", "graph", "byzantine", "rule", "record", "exchange")
+_TABLES = ("task", "graph", "byzantine", "rule", "record", "exchange", "checkpoint")
 _LISTS = ("rules", "byzantine.agents")
 
 
@@ -148,6 +177,7 @@ def read(source: str, settings: list[str]) -> dict[str, Any]:
     tables = _read(source)
     for setting in settings:
         _set(tables, setting)
+    _check_values(tables, source)
     return tables
 
 
@@ -191,6 +221,7 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     experiment.rules = names
     experiment.record = _checked(Record, tables.get("record", {}), "record")
     experiment.exchange = _checked(Exchange, tables.get("exchange", {}), "exchange")
+    experiment.checkpoint = _checked(Checkpoint, tables.get("checkpoint", {}), "checkpoint")
     experiment.task = task
     experiment.topology, experiment.graph = topology, _checked(GRAPHS[topology].parameters, graph, "graph")
     experiment.byzantine = who
@@ -202,10 +233,23 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     return experiment
 
 
+def _check_values(value: Any, where: str, depth: int = 0) -> None:
+    """Raise UserError where tables are nested too deep, or a number is too large, to be worked with."""
+    if depth > _DEEPEST:
+        raise UserError(f"{where}: tables and lists lie more than {_DEEPEST} deep in one another")
+    if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:
+        raise UserError(f"{where}: a number of {value.bit_length()} bits is too large")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_values(item, where, depth + 1)
+
+
 def _use(name: str, table: dict[str, Any]) -> Use:
     """How a table `rule.NAME` uses a rule."""
     if not all(c.isalnum() or c in "-_+" for c in name):
         raise UserError(f"rule.{name}: a name has letters, digits, -, _ and + only")
+    if not 0 < len(name) <= _LONGEST_NAME:
+        raise UserError(f"rule.{name}: a name has 1 to {_LONGEST_NAME} letters")
     rule = RULES[_text(table.get("uses", name), f"rule.{name}.uses")]
     own = {f.name for f in fields(Use)} - {"options"}
     use = _checked(Use, {k: v for k, v in table.items() if k in own}, f"rule.{name}")
@@ -231,10 +275,31 @@ def _read(source: str) -> dict[str, Any]:
     if path.suffix != ".toml":
         raise unknown("preset", source, known)
     try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{source}: is no file")
+        with open(path, "rb") as file:
+            written = file.read(_LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
+    if len(written) > _LARGEST_FILE:
+        raise UserError(f"{source}: has more than {_LARGEST_FILE} bytes, too many for a configuration")
+    return _parsed(written, source)
+
+
+def _parsed(written: bytes, source: str) -> dict[str, Any]:
+    """The tables of a TOML text; raises UserError when it is none."""
+    try:
+        text = written.decode()
+        if _LONG_KEY.search(text):
+            raise UserError(f"{source}: a key has 32 parts or more")
+        return tomllib.loads(text)
+    except RecursionError:
+        raise UserError(f"{source}: tables and lists lie more than {_DEEPEST} deep in one another") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{source}: not TOML: {error}") from None
 
 
@@ -244,10 +309,11 @@ def _set(tables: dict[str, Any], setting: str) -> None:
     path = key.strip().split(".")
     if not equals or not all(path):
         raise UserError(f"--set {setting}: expected key=value, such as --set byzantine.count=20")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = [_word(item.strip()) for item in text.split(",")] if "," in text else text
+    if len(path) > _DEEPEST:
+        raise UserError(f"--set {setting}: a key has {_DEEPEST} parts at most")
+    value = _word(text)
+    if value is text and "," in text:
+        value = [_word(item.strip()) for item in text.split(",")]
     if key in _LISTS and not isinstance(value, list):
         value = [value]
     table = tables
@@ -259,9 +325,12 @@ def _set(tables: dict[str, Any], setting: str) -> None:
 
 
 def _word(text: str) -> Any:
+    """A value of TOML, or else the text itself."""
+    if _LONG_KEY.search(text):
+        return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from mpi_resmtl.partition import Partition
 from mpi_resmtl.recorder import Recorder
 from mpi_resmtl.stopwatch import Stopwatch
 from mpi_resmtl.tasks import Task
+
+if TYPE_CHECKING:
+    from mpi_resmtl.keeper import Keeper
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,22 @@ class Rank:
         self.everyone.close()
 
 
+class Keepless:
+    """Takes a keeper's place and saves nothing."""
+
+    next = 0
+
+    def rule(self, *ignored: object) -> None:
+        """What works for a rule does not matter."""
+
+    def begin(self, theta: np.ndarray) -> int:
+        """Nothing is done before."""
+        return 0
+
+
+KEEPLESS = Keepless()
+
+
 def diffuse(
     rank: Rank,
     combiner: Combiner | ServerCombiner,
@@ -46,14 +67,16 @@ def diffuse(
     recorder: Recorder,
     clock: Stopwatch,
     progress: Callable[[int], None],
+    keeper: Keeper | Keepless,
 ) -> None:
-    """Run one rule for all iterations; `recorder` keeps what it finds."""
+    """Run one rule for all iterations; `recorder` keeps what it finds, and `keeper` how far it has come."""
     task, exchange = rank.task, rank.exchange
     theta = task.start()
+    begun = keeper.begin(theta)
 
-    for first in range(0, iterations, task.length):
+    for first in range(begun - begun % task.length, iterations, task.length):
         samples, fresh = task.samples(first // task.length), task.fresh(first // task.length)
-        for i in range(min(task.length, iterations - first)):
+        for i in range(max(0, begun - first), min(task.length, iterations - first)):
             exchange.turn()
             psi = exchange.mine[: rank.partition.count]
             moment = Moment(first + i, samples, fresh, i, theta, psi)
@@ -70,19 +93,21 @@ def diffuse(
             clock.lap("exchange")
 
             finite = finite_rows(exchange.heard, exchange.parts)
-            combiner(moment, exchange.heard, finite, recorder.wants_parts(first + i))
+            combiner(moment, exchange.heard, finite, exchange.arrived, recorder.wants_parts(first + i))
             rank.adversary.listen(exchange.heard, psi, theta, rank.partition)
             recorder.keep(moment, combiner)
             progress(first + i)
+            if first + i + 1 == keeper.next:
+                keeper(first + i + 1, theta)
     recorder.end(theta, exchange)
 
 
 def finite_rows(rows: np.ndarray, parts: list[slice]) -> np.ndarray | None:
     """Which rows are finite (R,), or None when all are; of `rows` (R, P) only some parts are looked at.
 
-    One sum of a part tells, as NaN and Inf survive it.
+    One sum of squares of a part tells, as NaN and Inf survive it.
     """
-    if all(np.isfinite(rows[part].sum()) for part in parts):
+    if all(math.isfinite(np.vdot(rows[part], rows[part])) for part in parts):
         return None
     finite = np.ones(len(rows), bool)
     for part in parts:

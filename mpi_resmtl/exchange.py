@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl.attacks import Attack, Known
+from mpi_resmtl.attacks import Knowledge, Known
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition, apart, in_place
@@ -84,6 +84,9 @@ class Exchange:
     A Byzantine agent has a row of its own for each victim, as in messages: what it writes for one no other one reads.
     `heard` is read-only, so that nothing that judges or combines can change what a neighbour reads.
     """
+
+    arrived: np.ndarray | None = None
+    """(H,) which rows were sent; None: all, as here."""
 
     def __init__(
         self, comm: MPI.Comm, partition: Partition, parameters: int, dtype: np.dtype, node: Window | None = None
@@ -272,6 +275,9 @@ class PartialExchange:
         self._inbox = [np.empty(b.attacks + rows[b.rows].nbytes, np.uint8) for b in partition.received]
         self._pending: list[MPI.Request] = []
         self._outbox: list[np.ndarray] = []
+        self._has = np.ones(partition.heard_rows, bool)
+        self.arrived: np.ndarray | None = None
+        """(heard_rows,) which rows were sent; None: all."""
         self.messages = self.bytes = 0
 
     def turn(self) -> None:
@@ -283,7 +289,8 @@ class PartialExchange:
         if sent is None:
             sent = np.ones(len(part.spoken), bool)
         at_home = part.spoken_row < part.heard_rows
-        rows[part.spoken_row[at_home & ~sent]] = np.nan
+        rows[part.spoken_row[~sent]] = np.nan
+        self._has[part.spoken_row[at_home]] = sent[at_home]
         self._pending = [
             self._comm.Irecv(inbox, source=block.peer, tag=_TAG)
             for inbox, block in zip(self._inbox, part.received, strict=True)
@@ -310,6 +317,8 @@ class PartialExchange:
             target[:normal] = said[:normal]
             target[normal:] = np.nan
             target[normal:][flags] = said[normal:]
+            self._has[block.rows][normal:] = flags
+        self.arrived = None if self._has.all() else self._has
 
     def close(self) -> None:
         """Free the communicator; collective."""
@@ -338,30 +347,34 @@ class Everyone:
 
 
 class Collusion:
-    """What Byzantine agents know of others."""
+    """What a rank's attackers know of others."""
 
-    def __init__(self, everyone: Everyone, byzantine: np.ndarray, overheard: np.ndarray):
-        """`byzantine` (n,) bool; `overheard` (H, P) zeros."""
-        self._everyone, self._byzantine = everyone, byzantine
-        self.heard = self._nothing = overheard
+    def __init__(
+        self, everyone: Everyone, partition: Partition, byzantine: np.ndarray, knows: Knowledge, nothing: np.ndarray
+    ):
+        """`byzantine` (n,) bool; `nothing` (H, P) zeros, what is heard before the first iteration."""
+        self._everyone, self._knows = everyone, knows
+        self._hidden = byzantine
+        if knows == "victim":
+            victims = np.zeros(len(byzantine), bool)
+            victims[partition.spoken[:, 1]] = True
+            self._hidden = byzantine | ~victims
+        self.heard = self._nothing = nothing
 
-    def gather(self, moment: Moment, task: Task, psi: np.ndarray, attack: Attack) -> Known:
-        """What is known in an iteration, as the attack declares; collective."""
+    def add(self, known: Known, moment: Moment, task: Task, psi: np.ndarray, samples: bool) -> Known:
+        """`known` with what the attack knows of others; `samples` too if it declares them; collective."""
         if moment.iteration == 0:
             self.heard = self._nothing
-        if attack.knows == "heard":
-            return Known(moment.iteration, psi, self.heard, None, None, None)
-        return Known(
-            iteration=moment.iteration,
-            own=psi,
-            heard=None,
-            intermediate=self._normal(psi),
-            previous=self._normal(moment.theta),
-            revealed=self._normal(task.reveal(moment.samples, moment.i)) if attack.samples else None,
+        if self._knows == "heard":
+            return known._replace(heard=self.heard)
+        return known._replace(
+            intermediate=self._told(psi),
+            previous=self._told(moment.theta),
+            revealed=self._told(task.reveal(moment.samples, moment.i)) if samples else None,
         )
 
-    def _normal(self, own: np.ndarray) -> np.ndarray:
-        """The rows of all agents, 0 for Byzantine ones."""
+    def _told(self, own: np.ndarray) -> np.ndarray:
+        """The rows of all agents, 0 for those that attackers are told nothing of."""
         whole = self._everyone.rows(own)
-        whole[self._byzantine] = 0
+        whole[self._hidden] = 0
         return whole

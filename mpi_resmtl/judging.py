@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpi_resmtl import loops
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.rules import Judgement
 from mpi_resmtl.tasks import Task
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """One iteration of a rank's agents."""
 
     iteration: int
@@ -37,20 +36,36 @@ class Judge:
     def __init__(
         self,
         task: Task,
-        edges: int,
+        count: int,
         judged_by: Judgement | None,
         forgetting_factor: float,
         initial: float,
         options: object,
     ):
-        """`options` of the rule: `anchor` of `distance`, `window` iterations of `median`, `samples` of `recent`."""
-        self.held = np.full(edges, initial)
+        """`count` is E_r; `options` of the rule: `anchor` of `distance`, `window` iterations of `median`, `samples` of
+        `recent`.
+        """
+        self.held = np.full(count, initial)
         self._task, self._kind, self._nu = task, judged_by, forgetting_factor
         self._lookahead = getattr(options, "anchor", "previous") == "lookahead"
         if judged_by == "median":
-            self._window = np.full((options.window, edges), np.nan)
+            self._window = np.full((options.window, count), np.nan)
         if judged_by == "recent":
             self._recent: deque[tuple[Any, int]] = deque(maxlen=-(-options.samples // task.batch))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What later judgements depend on, by edge (E_r, ...)."""
+        return {"held": self.held} | ({"window": self._window.T} if self._kind == "median" else {})
+
+    def resume(self, state: dict[str, np.ndarray], done: int) -> None:
+        """Go on from what `state` gave after some iterations."""
+        self.held[:] = state["held"]
+        if self._kind == "median":
+            self._window[:] = state["window"].T
+        if self._kind == "recent":
+            length = self._task.length
+            for iteration in range(max(0, done - self._recent.maxlen), done):
+                self._recent.append((self._task.samples(iteration // length), iteration % length))
 
     def begin(self, moment: Moment) -> None:
         """Look at what is the same for all messages of an iteration."""
@@ -100,13 +115,8 @@ def accumulate(
     held: np.ndarray, value: np.ndarray, forgetting_factor: float, usable: np.ndarray | None
 ) -> np.ndarray | None:
     """held <- (1 - nu) held + nu value, in place, where the message says something; -> usable."""
-    if usable is None and not np.isfinite(value.sum()):
-        usable = np.isfinite(value)
-    if usable is None:
-        held *= 1.0 - forgetting_factor
-        value *= forgetting_factor
-        held += value
+    if usable is None and loops.average_in(held, value, forgetting_factor):
         return None
-    usable = usable & np.isfinite(value)
+    usable = np.isfinite(value) & (True if usable is None else usable)
     held[usable] = (1.0 - forgetting_factor) * held[usable] + forgetting_factor * value[usable]
     return usable

@@ -5,24 +5,37 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from mpi_resmtl.errors import UserError
+from mpi_resmtl.errors import FileError, UserError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 USER_ERROR = 2
 """Exit status after a user's error."""
+_RANKS = "MPI_RESMTL_RANKS"
+"""Environment variable in which a batch script says how many ranks it starts."""
 
 Result = TypeVar("Result")
 
 
 class Refused(Exception):
     """A user's error, its text, that rank 0 has shown already; raised on every rank alike."""
+
+
+class Stopped(Exception):
+    """A signal has ended the run in good order; raised on every rank alike."""
+
+    def __init__(self, number: int, what: str):
+        """`what` has come of the run."""
+        super().__init__(f"stopped by {signal.Signals(number).name}: {what}")
+        self.status = 128 + number
+        """Exit status, as a shell tells of a process that the signal ends."""
 
 
 def add_plugin(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +56,10 @@ def plug_in(modules: list[str]) -> None:
         sys.path.pop(0)
 
 
-def on_ranks(action: Callable[[MPI.Comm], None], plugins: Sequence[str] = ()) -> int:
+def on_ranks(action: Callable[[MPI.Comm], int | None], plugins: Sequence[str] = ()) -> int:
     """Call `action(comm)` on every rank; an exception on any rank ends the whole job. -> exit status.
 
-    `plugins` are imported before, on every rank.
+    That is what `action` gives, None being 0. `plugins` are imported before, on every rank.
     """
     import mpi4py
 
@@ -55,16 +68,36 @@ def on_ranks(action: Callable[[MPI.Comm], None], plugins: Sequence[str] = ()) ->
 
     comm = MPI.COMM_WORLD
     try:
+        together(comm, lambda: _check_ranks(comm.size))
         together(comm, lambda: plug_in(plugins))
-        action(comm)
+        return action(comm) or 0
     except Refused:
         return USER_ERROR
+    except Stopped as stopped:
+        if comm.rank == 0:
+            print(f"mpi-resmtl: {stopped}", file=sys.stderr, flush=True)
+        return stopped.status
+    except FileError as error:
+        print(f"mpi-resmtl: {error}", file=sys.stderr, flush=True)
+        if comm.size == 1:
+            return 1
+        comm.Abort(1)
     except BaseException:
         print(f"mpi-resmtl: rank {comm.rank} failed and ends the job", file=sys.stderr)
         traceback.print_exc()
         sys.stderr.flush()
         comm.Abort(1)
-    return 0
+        return 1
+
+
+def _check_ranks(ranks: int) -> None:
+    """Raise UserError where ranks do not know of one another and would each do all the work, into one file."""
+    started = os.environ.get(_RANKS, str(ranks))
+    if started != str(ranks):
+        raise UserError(
+            f"{started} ranks were started, but MPI sees {ranks}: the launcher does not know this MPI library; "
+            "use its own mpirun, or another srun --mpi=... (srun --mpi=list)"
+        )
 
 
 def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpi_resmtl import loops
+
 _TILE_ELEMENTS = 2**15
 
 
@@ -17,7 +19,7 @@ class Neighbourhoods:
     N agents, E edges. `edges` is the slice of the rank's edge arrays that these edges are; every index array is intp.
     """
 
-    agents: np.ndarray | slice
+    agents: np.ndarray
     """(N,) rows of the agents in the rank's arrays."""
     edges: slice
     start: np.ndarray
@@ -34,12 +36,14 @@ class Neighbourhoods:
     """(E,) row of the message among all rows the rank holds."""
     size: np.ndarray
     """(N,) number of edges of each agent."""
-    element: np.ndarray | None
-    """(P, E) places of the message's parameters in the flattened rows, where messages are gathered; else None."""
+    agent: np.ndarray
+    """(E,) which of the N agents the edge's target is."""
+    gathered: bool
+    """Whether messages are gathered, or read from the rows as they lie."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """The messages on these edges, a copy (E, P) stored parameter by parameter; or the rows, where that is best."""
-        return rows if self.element is None else rows.reshape(-1).take(self.element).T
+        """The messages on these edges, a copy (E, P); or the rows, where that is best."""
+        return loops.gather(rows, self.row) if self.gathered else rows
 
     def by_agent(self) -> Iterator[tuple[int, slice]]:
         """Each agent's row in the rank's arrays and its edges."""
@@ -47,8 +51,8 @@ class Neighbourhoods:
             yield int(self.target[start]), slice(start, start + size)
 
     def total(self, values: np.ndarray) -> np.ndarray:
-        """Sum over each agent's edges, in agent order: (..., E) -> (..., N)."""
-        return np.add.reduceat(values, self.start, axis=-1)
+        """Sum over each agent's edges, in agent order: (E,) -> (N,)."""
+        return np.bincount(self.agent, values, len(self.size))
 
     def spread(self, values: np.ndarray) -> np.ndarray:
         """Each agent's value on each of its edges: (N,) -> (E,)."""
@@ -56,31 +60,32 @@ class Neighbourhoods:
 
     def normalise(self, share: np.ndarray) -> np.ndarray:
         """Shares (E,) >= 0 divided by their sum over each neighbourhood."""
-        return share / self.spread(self.total(share))
+        return loops.normalise(share, self.agent)
 
-    def combine(self, weight: np.ndarray, messages: np.ndarray) -> np.ndarray:
-        """sum_l a_lk m_lk: weights float64 (E,), messages as `gather` gives them -> (N, P) of their dtype.
+    def inverse_weights(self, held: np.ndarray, up_to_own: bool = False) -> np.ndarray:
+        """Weights proportional to 1/held (E,); `up_to_own`: 0 where more is held than against one's own message."""
+        return loops.inverse_weights(held, self.agent, self.own_of_target if up_to_own else None)
 
-        Where they are not gathered, only those that have weight are read.
+    def combine(self, weight: np.ndarray, messages: np.ndarray, theta: np.ndarray) -> None:
+        """theta_k <- sum_l a_lk m_lk: weights float64 (E,), messages as `gather` gives them, models (A, P) likewise.
+
+        Where messages are not gathered, only those that have weight are read.
         """
-        if self.element is not None:
-            return self.total(messages.T * weight).T
-        combined = np.empty((len(self.start), messages.shape[1]), messages.dtype)
-        for k, (_, edges) in enumerate(self.by_agent()):
+        if self.gathered:
+            loops.weighted_sums(weight, messages, self.agent, self.agents, theta)
+            return
+        for k, edges in self.by_agent():
             heard = np.flatnonzero(weight[edges])
             if len(heard) == 1:
-                combined[k] = messages[self.row[edges][heard[0]]]
+                theta[k] = messages[self.row[edges][heard[0]]]
             else:
                 heavy = weight[edges][heard].astype(messages.dtype)
-                np.matmul(heavy, messages.take(self.row[edges][heard], axis=0), out=combined[k])
-        return combined
+                np.matmul(heavy, messages.take(self.row[edges][heard], axis=0), out=theta[k])
 
     def squared_distance(self, anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
         """norm(anchor_k - m_lk)^2 on each edge: anchors (A, P) of the rank's agents -> float64 (E,)."""
-        if self.element is not None:
-            difference = messages - anchor.take(self.target, axis=0)
-            difference *= difference
-            return difference.sum(axis=1)
+        if self.gathered:
+            return loops.squared_distances(anchor, self.target, messages)
         squared = np.empty(len(self.row))
         for k, edges in self.by_agent():
             difference = messages.take(self.row[edges], axis=0)
@@ -107,10 +112,8 @@ def tiles(
         edges = slice(int(begin[k]), int(begin[stop - 1] + size[stop - 1]))
         t, s, r = target[edges], source[edges], row[edges]
         own = np.flatnonzero(t == s)
-        agents = t[own] - first
-        contiguous = agents[-1] - agents[0] + 1 == len(agents)
         yield Neighbourhoods(
-            agents=slice(int(agents[0]), int(agents[-1]) + 1) if contiguous else agents,
+            agents=t[own] - first,
             edges=edges,
             start=begin[k:stop] - begin[k],
             own=own,
@@ -119,6 +122,7 @@ def tiles(
             source=s,
             row=r,
             size=size[k:stop],
-            element=r * parameters + np.arange(parameters)[:, None] if gathered else None,
+            agent=np.arange(stop - k).repeat(size[k:stop]),
+            gathered=gathered,
         )
         k = stop

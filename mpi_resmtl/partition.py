@@ -13,6 +13,7 @@ finds its peers' intermediates, and the rows of their attackers for its agents, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -100,6 +101,13 @@ class Partition:
     """Number of such edges in the whole graph."""
     received: list[Block]
     sent: list[Block]
+
+    @cached_property
+    def spoken_rows(self) -> slice | np.ndarray:
+        """`spoken_row` as a slice where rows follow one another: numpy copies to one several times faster."""
+        row = self.spoken_row
+        follow = len(row) > 0 and (row == np.arange(row[0], row[0] + len(row))).all()
+        return slice(int(row[0]), int(row[0]) + len(row)) if follow else row
 
 
 @dataclass(frozen=True)

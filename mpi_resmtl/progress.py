@@ -16,11 +16,14 @@ class Progress:
     the pace in seconds an iteration, whatever it is, and the time left, from the pace since the start.
     """
 
-    def __init__(self, label: str, iterations: int, whose: str = ""):
-        """`whose` says of whom what is found is told, such as "rank 0's agents"; empty: everyone."""
-        self._label, self._iterations, self._whose = label, iterations, whose
+    def __init__(self, label: str, iterations: int, whose: str = "", begun: int = 0):
+        """`whose` says of whom what is found is told, such as "rank 0's agents"; empty: everyone.
+
+        `begun` iterations were done before, and not in this time.
+        """
+        self._label, self._iterations, self._whose, self._begun = label, iterations, whose, begun
         self._began = self._said = monotonic()
-        self._done, self._values = 0, {}
+        self._done, self._values = begun, {}
         self._bar = self._open_bar() if sys.stderr.isatty() else None
 
     def __call__(self, iteration: int) -> None:
@@ -30,7 +33,7 @@ class Progress:
             self._bar.update()
         elif monotonic() - self._said > _SECONDS_BETWEEN_LINES:
             self._said = monotonic()
-            left = (self._said - self._began) / self._done * (self._iterations - self._done)
+            left = self._pace() * (self._iterations - self._done)
             far = f"{self._done}/{self._iterations} iterations"
             print(f"{self._label}: {', '.join([far, *self._remarks()])}, about {duration(left)} left", flush=True)
 
@@ -42,15 +45,19 @@ class Progress:
         """The rule is done."""
         if self._bar is not None:
             self._bar.close()
-        taken = f"{self._iterations} iterations in {monotonic() - self._began:.2f} s"
+        taken = f"{self._iterations - self._begun} iterations in {monotonic() - self._began:.2f} s"
         print(f"{self._label}: {', '.join([taken, *self._remarks()])}", flush=True)
 
     def _remarks(self) -> list[str]:
         """Pace and values as they are told."""
-        pace = _three_digits((monotonic() - self._began) / self._done) if self._done else "?"
+        pace = _three_digits(self._pace()) if self._done > self._begun else "?"
         told = ", ".join(f"{name} {_value(name, value)}" for name, value in self._values.items())
         whose = f" ({self._whose})" if told and self._whose else ""
         return [f"{pace} s/iteration", *([told + whose] if told else [])]
+
+    def _pace(self) -> float:
+        """Seconds an iteration."""
+        return (monotonic() - self._began) / (self._done - self._begun)
 
     def _open_bar(self):
         from tqdm import tqdm
@@ -63,7 +70,14 @@ class Progress:
                 return super().format_dict | {"remarks": ", ".join(remarks())}
 
         layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {remarks}]"
-        return Bar(total=self._iterations, desc=self._label, bar_format=layout, leave=False, dynamic_ncols=True)
+        return Bar(
+            total=self._iterations,
+            initial=self._begun,
+            desc=self._label,
+            bar_format=layout,
+            leave=False,
+            dynamic_ncols=True,
+        )
 
 
 def silent(told: object) -> None:

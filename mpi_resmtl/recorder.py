@@ -2,16 +2,20 @@
 
 Rank 0 lays out the whole file under a temporary name. Then all ranks open it through parallel HDF5 and each writes its
 own columns, independently; where h5py has no MPI, rank 0 gathers the columns as raw buffers and writes them. The file
-gets its name when it is whole.
+gets its name when it is whole. All of its space is allotted before the first iteration, so that afterwards nothing but
+values change in it: however a run ends, the file can be read, with NaN where nothing was recorded yet.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,17 +27,21 @@ from mpi4py import MPI
 
 import mpi_resmtl
 from mpi_resmtl.combining import Combiner, ServerCombiner
-from mpi_resmtl.errors import UserError
+from mpi_resmtl.errors import FileError, UserError
 from mpi_resmtl.exchange import Exchange, PartialExchange
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition
 from mpi_resmtl.progress import silent
 from mpi_resmtl.stopwatch import PHASES, Stopwatch
+from mpi_resmtl.storage import check_room, reason, sync, writing
 from mpi_resmtl.streams import block_length
 from mpi_resmtl.tasks import Task
+from mpi_resmtl.tasks.blocks import later
 
 SCHEMA = "mpi-resmtl/1"
+LIBVER = "v108"
+"""Oldest HDF5 that can read the files. Later versions mark a file as open for writing, and a kill leaves the mark."""
 _PART_MEASURES = {
     "byzantine_weight": "part that messages of Byzantine neighbours had in the combined model",
     "true_positives": "share of Byzantine neighbours whose message had no part in the combined model",
@@ -72,6 +80,7 @@ class Layout:
     agents: int
     edges: int
     ranks: int
+    """Ranks that have columns: the most that the run, stopped and resumed, has had."""
 
     @property
     def block(self) -> int:
@@ -90,6 +99,21 @@ class Layout:
         kept = np.arange(every, self.iterations + 1, every)
         return kept if kept.size and kept[-1] == self.iterations else np.append(kept, self.iterations)
 
+    def done(self, dimension: str, iteration: int) -> int:
+        """Entries along a dimension of the file that are recorded when a rule has done some iterations.
+
+        0 along those that are not of time: what they have is recorded at the end.
+        """
+        every = {
+            "iteration": self.measures_every,
+            "weight_iteration": self.weights_every,
+            "part_iteration": self.parts_every,
+            "model_iteration": self.models_every,
+        }
+        if dimension == "epoch":
+            return iteration // self.epoch
+        return int(np.searchsorted(self.kept(every.get(dimension, 0)), iteration, side="right"))
+
 
 @dataclass(frozen=True)
 class About:
@@ -102,6 +126,11 @@ class About:
     """"generated", "recorded", "real" or "stand-in"."""
     data_sha256: str
     data_note: str
+    run: str
+    """Tells this run from all others, however often it is resumed."""
+    stages: list[dict]
+    """Where the run started and where it was resumed on another number of ranks: `rule`, `iteration` done before,
+    `ranks`."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +180,11 @@ def _git_commit() -> str | None:
 
 
 def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], about: About) -> None:
-    """Lay out the whole file at `path`, every dataset at its full size; called by rank 0."""
-    with h5py.File(path, "w", libver="v110") as file:
+    """Lay out the whole file at `path`, every dataset at its full size; called by rank 0.
+
+    Raises UserError where there is no room for it.
+    """
+    with writing(path), h5py.File(path, "w", libver=LIBVER) as file:
         file.attrs.update(
             {
                 "schema": SCHEMA,
@@ -165,6 +197,8 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], abo
                 "data_sha256": about.data_sha256,
                 "data_note": about.data_note,
                 "rules": json.dumps(list(rules)),
+                "run": about.run,
+                "stages": json.dumps(about.stages),
             }
         )
         scales = {
@@ -246,6 +280,63 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], abo
             chunks = (per_rank, layout.parameters)
             dataset(at + "model_final", ("agent", "parameter"), "last model", chunks, dtype=layout.dtype)
             dataset(at + "traffic", ("rank", "quantity"), "messages and bytes sent over the run", dtype="i8")
+        check_room(path, sum(values.nbytes for rule in file["rule"].values() for values in rule.values()))
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come."""
+
+    rule: int
+    """The number of rules that are done."""
+    iteration: int
+    """Iterations of the next rule that are done."""
+
+
+def fill(
+    path: Path, layout: Layout, rules: list[str], earlier: Path | None = None, until: Position | None = None
+) -> None:
+    """Write every value that rules have, so that the file `create` laid out takes all its space; called by rank 0.
+
+    `rules` in the order in which they run. Values are those of an `earlier` file of the same run, on however many
+    ranks, as far as its rules had come, and NaN or 0 from there on. Parallel HDF5 does as much for a new file when it
+    is opened. Raises UserError.
+    """
+    with writing(path), ExitStack() as stack:
+        file = stack.enter_context(h5py.File(path, "r+", libver=LIBVER))
+        source = None if earlier is None else stack.enter_context(h5py.File(earlier, "r"))
+        for number, rule in enumerate(rules):
+            for name, values in file["rule"][rule].items():
+                before, known = None, 0
+                if source is not None and number <= until.rule:
+                    before, along = source["rule"][rule][name], values.dims[0][0].name.removeprefix("/")
+                    known = len(before) if number < until.rule else layout.done(along, until.iteration)
+                _fill(values, before, known)
+
+
+def stages(path: Path, run: str) -> list[dict]:
+    """The stages that the unfinished file of a run is laid out for; raises UserError where it is not of that run."""
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs["run"] == run:
+                return json.loads(file.attrs["stages"])
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: what was recorded cannot be read: {str(error).splitlines()[0]}") from None
+    raise UserError(f"{path}: is of another run than its checkpoint")
+
+
+def _fill(target: h5py.Dataset, source: h5py.Dataset | None, known: int) -> None:
+    """Write all of a dataset: the first rows of a source, as many columns as both have, and else the fill value."""
+    size = target.chunks[0] if target.chunks else max(1, len(target))
+    for first in range(0, len(target), size):
+        stop = min(first + size, len(target))
+        values = np.full((stop - first, *target.shape[1:]), target.fillvalue, target.dtype)
+        if source is not None and first < known:
+            # A rank too many in the source has sent and timed nothing that is kept.
+            columns = tuple(slice(min(a, b)) for a, b in zip(source.shape[1:], target.shape[1:], strict=True))
+            some = source[(slice(first, min(stop, known)), *columns)]
+            values[tuple(slice(length) for length in some.shape)] = some
+        target[first:stop] = values
 
 
 class _Series:
@@ -256,13 +347,13 @@ class _Series:
         kept = layout.kept(every)
         ends = np.minimum(np.arange(layout.block, layout.iterations + layout.block, layout.block), layout.iterations)
         rows = int(np.diff(np.searchsorted(kept, ends, side="right"), prepend=0).max(initial=0))
-        self._every, self._last = every, layout.iterations
+        self._every, self._last, self._kept = every, layout.iterations, kept
         self._buffer = {name: np.full((rows, width), np.nan) for name, width in widths.items()}
         self.begin()
 
-    def begin(self) -> None:
-        """Start anew at iteration 1."""
-        self._written = self._filled = 0
+    def begin(self, done: int = 0) -> None:
+        """Start anew after some iterations, of which all that is kept is written."""
+        self._written = self._filled = int(np.searchsorted(self._kept, done, side="right"))
 
     def due(self, done: int) -> bool:
         """Whether iteration `done` (from 1) is kept."""
@@ -294,13 +385,22 @@ class Recorder:
         """Open the file that `create` laid out at `path`; of `graph` its edges are not looked at."""
         self._comm, self._layout, self._partition = comm.Dup(), layout, partition
         self.parallel = self._parallel = h5py.get_config().mpi
-        self._file = None
+        self._file, self._path = None, path
         if self._parallel:
-            self._file = h5py.File(path, "r+", driver="mpio", comm=self._comm)
+            self._file = h5py.File(path, "r+", driver="mpio", comm=self._comm, libver=LIBVER)
         elif comm.rank == 0:
-            self._file = h5py.File(path, "r+")
+            self._file = h5py.File(path, "r+", libver=LIBVER)
+        self._datasets: dict[str, h5py.Dataset] = {}
+        if self._file is not None:
+            # Opened by all ranks, a dataset takes its space; nothing but values may change once there is a checkpoint.
+            for group in self._file["rule"].values():
+                self._datasets |= {values.name.removeprefix("/"): values for values in group.values()}
+            self._file.flush()
         own = slice(partition.first, partition.first + partition.count)
-        self._columns = {"agent": own, "edge": partition.edges, "rank": slice(comm.rank, comm.rank + 1)}
+        last = comm.rank == comm.size - 1
+        ranks = slice(comm.rank, layout.ranks if last else comm.rank + 1)
+        self._columns = {"agent": own, "edge": partition.edges, "rank": ranks}
+        self._absent = np.zeros((ranks.stop - ranks.start - 1, 2), np.int64)
         self._all_columns = None if self._parallel else comm.allgather(self._columns)
         self._silent, self._speaks = (np.flatnonzero(who) for who in (graph.byzantine[own], ~graph.byzantine[own]))
         edges, agents = partition.edges.stop - partition.edges.start, partition.count
@@ -330,17 +430,16 @@ class Recorder:
         kept = (task.length, self._partition.count, task.parameters)
         self._theta = np.empty(kept, task.dtype)
         self._psi = np.empty(kept, task.dtype) if task.keeps_intermediates else None
-        self._datasets: dict[str, h5py.Dataset] = {}
-        self._to_measure = None
-        self._block_start = self._next_model = 0
+        self._to_measure = self._last = None
+        self._measured = self._block_start = self._next_model = 0
         self._total = np.zeros(self._partition.count)
-        self._descents = np.zeros(self._partition.count)
+        self._descents = np.zeros(self._partition.count, np.int64)
         for series in (self._measures, self._weights, self._seconds, self._parts):
             series.begin()
 
     def wants_parts(self, iteration: int) -> bool:
         """Whether what part messages have in the result of an iteration (from 0) will be recorded."""
-        return self._weights.due(iteration + 1) or self._parts.due(iteration + 1)
+        return self._parts.due(iteration + 1)
 
     def keep(self, moment: Moment, combiner: Combiner | ServerCombiner) -> None:
         """Keep an iteration's models, what part messages had in them and what is held against them."""
@@ -352,49 +451,101 @@ class Recorder:
         done = iteration + 1
         if self._parts.due(done):
             self._parts.put(1, self._neighbours.measure(combiner.part))
-        if self._weights.due(done):
-            self._keep_weights(combiner)
+            if self._layout.weights_every:
+                self._keep_weights(combiner)
         if self._layout.epoch and done % self._layout.epoch == 0:
             self._clock.lap("record")
             self._write_epoch(done // self._layout.epoch - 1, theta)
         if done in self._models_at:
             self._write("model", slice(self._next_model, self._next_model + 1), "agent", self._silenced(theta)[None])
             self._next_model += 1
+        self._last = moment
         if place + 1 == self._task.length or done == self._layout.iterations:
-            self._to_measure = (iteration - place, place + 1, moment.samples, moment.fresh)
+            self._to_measure = moment
         self._clock.lap("record")
 
     def write(self) -> None:
         """Measure the last block of models and write what is complete; call it while messages are on their way."""
         if self._to_measure is None:
             return
-        first, count, samples, fresh = self._to_measure
-        self._to_measure = None
-        psi = None if self._psi is None else self._psi[:count]
-        found = self._task.measure(samples, psi, self._theta[:count])
+        moment, self._to_measure = self._to_measure, None
+        self._measure(moment)
+        done = self._measured
+        if done - self._block_start == self._layout.block or done == self._layout.iterations:
+            self._write_block()
+            self._block_start = done
+        self._clock.lap("record")
+
+    def _measure(self, moment: Moment) -> None:
+        """Measure the models of the moment's block that have not been, up to that moment's."""
+        first, done = self._measured, moment.iteration + 1
+        start, count = first % self._task.length, done - first
+        samples, fresh = later(moment.samples, start), later(moment.fresh, start)
+        theta = self._theta[start : start + count]
+        psi = None if self._psi is None else self._psi[start : start + count]
+        found = self._task.measure(samples, psi, theta)
         if fresh is not None:
-            found["fresh_loss"] = self._task.losses(fresh, self._theta[:count])
+            found["fresh_loss"] = self._task.losses(fresh, theta)
         self._tell_mean({"loss": found["loss"][-1]})
         self._clock.lap("measure")
         places = self._measures.places(first, count)
         every = len(places) == count
         self._measures.put(len(places), {n: v if every else v[places] for n, v in found.items()})
-        # Not sum(): numpy adds in another order where a rank has a single agent.
-        self._total += np.add.accumulate(found["risk_after" if "risk_after" in found else "loss"], axis=0)[-1]
+        # One after the other: where a checkpoint cuts a block in two must not change how the sum is rounded.
+        each = found["risk_after" if "risk_after" in found else "loss"]
+        self._total = _sum_in_order(np.concatenate([self._total[None], each]))
         if "risk_after" in found:
             self._descents += (found["risk_after"] <= found["risk_before"]).sum(axis=0)
-        done = first + count
-        if done - self._block_start == self._layout.block or done == self._layout.iterations:
-            self._write_block(done)
+        self._measured = done
+
+    def settle(self, exchange: Exchange | PartialExchange) -> dict[str, dict[str, np.ndarray]]:
+        """Write all that is known by now, for a checkpoint; -> what else `resume` needs, along "agent" and "rank"."""
+        if self._last is not None and self._measured <= self._last.iteration:
+            self._to_measure = None
+            self._measure(self._last)
+        self._write_block()
+        self._flush()
         self._clock.lap("record")
+        by_agent = {"total": self._total, "descents": self._descents}
+        if self._alone is not None:
+            by_agent["alone"] = self._alone
+        seconds = np.array([list(self._clock.seconds.values())])
+        by_rank = {"traffic": self._traffic(exchange), "seconds": self._with_absent(seconds)}
+        return {"agent": by_agent, "rank": by_rank}
+
+    def resume(self, done: int, kept: dict[str, dict[str, np.ndarray]], exchange: Exchange | PartialExchange) -> None:
+        """Go on after some iterations of the rule that has begun, with what `settle` gave, along "rank" all of it."""
+        by_agent, rank = kept["agent"], self._comm.rank
+        self._total, self._descents, self._alone = by_agent["total"], by_agent["descents"], by_agent.get("alone")
+        self._measured, self._block_start = done, done - done % self._layout.block
+        self._next_model = self._layout.done("model_iteration", done)
+        for series in (self._measures, self._weights, self._seconds, self._parts):
+            series.begin(done)
+        traffic, seconds = kept["rank"]["traffic"], kept["rank"]["seconds"]
+        if rank < len(traffic):
+            exchange.messages, exchange.bytes = traffic[rank].tolist()
+            self._clock.seconds.update(zip(PHASES, np.nan_to_num(seconds[rank]).tolist(), strict=True))
+        if rank == self._comm.size - 1:
+            self._absent[: max(0, len(traffic) - rank - 1)] = traffic[rank + 1 :]
+
+    def _traffic(self, exchange: Exchange | PartialExchange) -> np.ndarray:
+        """Messages and bytes sent of the rule by this rank and, on the last, by those that are there no more."""
+        return np.concatenate([np.array([[exchange.messages, exchange.bytes]], np.int64), self._absent])
+
+    def _with_absent(self, values: np.ndarray) -> np.ndarray:
+        """Values of this rank (..., 1, phases) and, on the last, NaN for those that are there no more."""
+        if not len(self._absent):
+            return values
+        shape = (*values.shape[:-2], len(self._absent), values.shape[-1])
+        return np.concatenate([values, np.full(shape, np.nan)], axis=-2)
 
     def end(self, theta: np.ndarray, exchange: Exchange | PartialExchange) -> None:
         """Write all that is left of the rule, its last models (A, P) and its traffic."""
         self.write()
         self._write("model_final", slice(None), "agent", self._silenced(theta))
-        sent = np.array([[exchange.messages, exchange.bytes]], np.int64)
+        self._write("traffic", slice(None), "rank", self._traffic(exchange))
         exchange.messages = exchange.bytes = 0
-        self._write("traffic", slice(None), "rank", sent)
+        self._absent[:] = 0
         mean = self._silenced(self._total / self._layout.iterations)
         if self._is_alone:
             self._alone = mean
@@ -405,7 +556,7 @@ class Recorder:
         self._write("descent", slice(None), "agent", self._silenced(descent))
 
     def close(self) -> None:
-        """Close the file; it is whole."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
         self._comm.Free()
@@ -429,7 +580,14 @@ class Recorder:
         for name, values in found.items():
             self._write(name, slice(epoch, epoch + 1), "agent", self._silenced(values)[None])
 
-    def _write_block(self, done: int) -> None:
+    def _flush(self) -> None:
+        """Bring what is written to the disk."""
+        if self._file is not None:
+            self._file.flush()
+            if not self._parallel:
+                sync(self._path)
+
+    def _write_block(self) -> None:
         for series in (self._measures, self._parts):
             rows, found = series.take()
             for name, block in found.items():
@@ -440,8 +598,7 @@ class Recorder:
             if {"weight": True, "share": self._held.shares, "accumulated": self._held.accumulated}[name]:
                 self._write_rows(name, rows, "edge", block)
         rows, found = self._seconds.take()
-        self._write_rows("seconds", rows, "rank", found["seconds"][:, None])
-        self._block_start = done
+        self._write_rows("seconds", rows, "rank", self._with_absent(found["seconds"][:, None]))
 
     def _write_rows(self, name: str, rows: slice, columns: str, values: np.ndarray) -> None:
         if rows.stop > rows.start:
@@ -449,8 +606,6 @@ class Recorder:
 
     def _write(self, name: str, rows: slice, columns: str, values: np.ndarray) -> None:
         """Write this rank's columns of some rows; datasets indexed by column alone take all rows."""
-        if self._file is not None and name not in self._datasets:
-            self._datasets[name] = self._file[self._rule + name]
         if self._parallel:
             self._put(name, rows, self._columns[columns], values)
             return
@@ -462,7 +617,10 @@ class Recorder:
     def _put(self, name: str, rows: slice, columns: slice, values: np.ndarray) -> None:
         where = columns if rows == slice(None) else (rows, columns)
         if columns.stop > columns.start:
-            self._datasets[name][where] = values
+            try:
+                self._datasets[self._rule + name][where] = values
+            except OSError as error:
+                raise FileError(f"{self._path}: cannot be written: {reason(error)}") from None
 
     def _gather(self, columns: str, values: np.ndarray, leading: bool) -> list[np.ndarray]:
         """Every rank's values on rank 0, as raw buffers."""
@@ -490,36 +648,41 @@ class Recorder:
         return values
 
 
+def _sum_in_order(values: np.ndarray) -> np.ndarray:
+    """Sum over the first axis (b, A) -> (A,), one after the other, as numpy does only where A > 1."""
+    return values.sum(axis=0) if values.shape[1] > 1 else np.add.accumulate(values, axis=0)[-1]
+
+
 class _Neighbours:
     """Which of a rank's edges come from whom, to say what part Byzantine and like-minded neighbours have."""
 
     def __init__(self, partition: Partition, graph: Graph):
         source, target = partition.source, partition.target
-        self._place = target - partition.first
-        self._agents = partition.count
-        self._byzantine = np.flatnonzero(graph.byzantine[source])
         friend = ~graph.byzantine[source] & (graph.group[source] == graph.group[target]) & (source != target)
-        self._friend = np.flatnonzero(friend)
+        self._byzantine, self._friend = np.flatnonzero(graph.byzantine[source]), np.flatnonzero(friend)
+        place = target - partition.first
+        self._hears_byzantine, self._hears_friend = place[self._byzantine], place[self._friend]
+        self._byzantines = np.bincount(self._hears_byzantine, minlength=partition.count)
+        self._friends = np.bincount(self._hears_friend, minlength=partition.count)
 
     def measure(self, part: np.ndarray) -> dict[str, np.ndarray]:
         """Each of _PART_MEASURES (A,), NaN where there is no such neighbour or `part` (E_r,) is NaN."""
-        byzantine, friend = part[self._byzantine], part[self._friend]
-        weight = self._total(self._byzantine, byzantine)
-        if len(part) and np.isnan(part[0]):
+        byzantine, friend = part.take(self._byzantine), part.take(self._friend)
+        weight = np.bincount(self._hears_byzantine, byzantine, len(self._byzantines)).astype(np.float64, copy=False)
+        if len(part) and math.isnan(part[0]):
             weight[:] = np.nan
         return {
             "byzantine_weight": weight,
-            "true_positives": self._mean(self._byzantine, byzantine),
-            "false_positives": self._mean(self._friend, friend),
+            "true_positives": _share_of_none(self._hears_byzantine, byzantine, self._byzantines),
+            "false_positives": _share_of_none(self._hears_friend, friend, self._friends),
         }
 
-    def _total(self, edges: np.ndarray, values: np.ndarray) -> np.ndarray:
-        return np.bincount(self._place[edges], values, self._agents).astype(np.float64, copy=False)
 
-    def _mean(self, edges: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """Share of these edges whose part is 0."""
-        dropped = np.where(np.isnan(part), np.nan, part == 0.0)
-        return self._total(edges, dropped) / np.bincount(self._place[edges], minlength=self._agents)
+def _share_of_none(target: np.ndarray, part: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The share of each target's `count` (A,) edges whose part (e,) is 0; NaN where a part is NaN."""
+    none = part * 0.0
+    none += part == 0.0
+    return np.bincount(target, none, len(count)) / count
 
 
 def temporary(path: Path) -> Path:
@@ -541,8 +704,7 @@ def check_output(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise UserError(f"--output {path}: exists already; --overwrite replaces it")
     try:
-        with open(temporary(path), "wb"):
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
-        temporary(path).unlink()
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None

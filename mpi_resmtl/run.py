@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl import recorder
+from mpi_resmtl import checkpoint, hdf5, recorder
 from mpi_resmtl.adversary import Adversary
-from mpi_resmtl.attacks import ATTACKS, Messages, Stage
+from mpi_resmtl.attacks import ATTACKS, Knowledge, Messages, Stage
+from mpi_resmtl.checkpoint import Files, Saved
 from mpi_resmtl.combining import Combiner, Method, ServerCombiner
 from mpi_resmtl.config import Experiment
-from mpi_resmtl.diffusion import Rank, diffuse
+from mpi_resmtl.diffusion import KEEPLESS, Keepless, Rank, diffuse
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.exchange import Collusion, Everyone, open_exchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.judging import Judge
-from mpi_resmtl.launch import on_root, together
+from mpi_resmtl.keeper import Keeper, Start, pieces, stages, start, unlock
+from mpi_resmtl.launch import Refused, Stopped, on_root, together
 from mpi_resmtl.neighbourhoods import tiles
 from mpi_resmtl.partition import Partition, Share, partition, shares
 from mpi_resmtl.progress import Progress, silent
@@ -44,6 +49,8 @@ class Plan:
 def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     """Draw or read the scene, build the graph and cut it into shares; rank 0 alone."""
     study = TASKS[experiment.task.name]
+    for parameters in (experiment.task, experiment.attack):
+        hdf5.examine_inputs(parameters)
     scene = study.scene(experiment.task, experiment.seed)
     agents = len(scene.group)
     if scene.length is not None and experiment.iterations > scene.length:
@@ -92,24 +99,33 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     graph = None
     if comm.rank == 0:
         graph = planned.graph
-        if ATTACKS[planned.experiment.byzantine.attack].knows in ("nothing", "own"):
+        if _knowledge(planned.experiment) in ("nothing", "own"):
             planned.graph = replace(graph, edge=graph.edge[:0])
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
     who = planned.experiment.byzantine
-    attack, way = ATTACKS[who.attack], planned.experiment.exchange.shared
+    attack, way, knows = ATTACKS[who.attack], planned.experiment.exchange.shared, _knowledge(planned.experiment)
     exchange = together(comm, lambda: open_exchange(comm, part, task.parameters, task.dtype, way, attack.omits))
     part = exchange.partition
     own = planned.graph.byzantine[part.first : part.first + part.count]
-    trains = attack.knows != "nothing" or who.start > 0 or who.stop is not None
+    trains = knows != "nothing" or who.start > 0 or who.stop is not None
     everyone, collusion = Everyone(comm, share.offsets), None
-    if attack.knows not in ("nothing", "own") and planned.graph.byzantine.any():
-        overheard = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
-        collusion = Collusion(everyone, planned.graph.byzantine, overheard)
+    if knows not in ("nothing", "own") and planned.graph.byzantine.any():
+        nothing = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
+        collusion = Collusion(everyone, part, planned.graph.byzantine, knows, nothing)
     rank = Rank(
         task=task,
-        adversary=Adversary(attack, messages, who.start, who.stop, collusion, np.flatnonzero(own & trains)),
+        adversary=Adversary(
+            attack,
+            messages,
+            who.start,
+            who.stop,
+            knows,
+            collusion,
+            speakers=np.unique(part.spoken[:, 0]) - part.first,
+            trains=np.flatnonzero(own & trains),
+        ),
         everyone=everyone,
         exchange=exchange,
         tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers)),
@@ -117,6 +133,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     if attack.mislabels:
         task.mislabel(np.flatnonzero(own))
     return planned, graph, rank
+
+
+def _knowledge(experiment: Experiment) -> Knowledge:
+    return ATTACKS[experiment.byzantine.attack].knowledge(experiment.attack)
 
 
 def _local(planned: Plan, share: Share, number: int) -> tuple[Partition, Task, Messages]:
@@ -143,6 +163,7 @@ def _local(planned: Plan, share: Share, number: int) -> tuple[Partition, Task, M
         source=part.spoken[:, 0],
         target=part.spoken[:, 1],
         first_agent=part.first,
+        count=part.count,
         first=part.spoken_first,
         total=part.spoken_total,
         edge=known.edge,
@@ -154,10 +175,21 @@ def _local(planned: Plan, share: Share, number: int) -> tuple[Partition, Task, M
     return part, task, attack.prepare(experiment.attack, stage)
 
 
-def open_recorder(comm: MPI.Comm, planned: Plan, graph: Graph | None, rank: Rank, path: Path) -> recorder.Recorder:
-    """Lay out the result file at `path` and open it on all ranks; collective."""
-    experiment, task = planned.experiment, rank.task
+def open_recorder(
+    comm: MPI.Comm,
+    planned: Plan,
+    graph: Graph | None,
+    rank: Rank,
+    path: Path,
+    saved: Saved | None = None,
+) -> tuple[recorder.Recorder, recorder.Layout, recorder.About | None]:
+    """Lay out the result file at `path`, or carry over what was `saved` of it, and open it on all ranks; collective.
+
+    -> also the file's layout and, on rank 0, what it says of the run.
+    """
+    experiment, task, scene = planned.experiment, rank.task, planned.scene
     fresh = ("fresh_loss",) if task.fresh(0) is not None else ()
+    before = [] if saved is None else saved.stages
     layout = recorder.Layout(
         iterations=experiment.iterations,
         measures_every=experiment.record.every,
@@ -170,16 +202,42 @@ def open_recorder(comm: MPI.Comm, planned: Plan, graph: Graph | None, rank: Rank
         epoch_measures=task.epoch_measures if task.epoch else (),
         agents=planned.graph.agents,
         edges=planned.edges,
-        ranks=comm.size,
+        ranks=max([comm.size, *(stage["ranks"] for stage in before)]),
     )
 
-    def create() -> None:
-        scene = planned.scene
-        about = recorder.About(experiment.toml(), experiment.seed, scene.data, scene.data_sha256, scene.data_note)
-        recorder.create(path, layout, graph, {name: _held(experiment, name) for name in experiment.rules}, about)
+    def lay_out() -> recorder.About:
+        about = recorder.About(
+            experiment.toml(),
+            experiment.seed,
+            scene.data,
+            scene.data_sha256,
+            scene.data_note,
+            run=uuid.uuid4().hex if saved is None else saved.run,
+            stages=stages(saved, order(experiment), comm.size),
+        )
+        rules = {name: _held(experiment, name) for name in experiment.rules}
+        if saved is not None and recorder.stages(path, about.run) == about.stages:
+            return about
+        new = path if saved is None else path.with_name(f"{path.name}.new")
+        try:
+            recorder.create(new, layout, graph, rules, about)
+            if saved is not None:
+                recorder.fill(new, layout, order(experiment), path, saved.position)
+                os.replace(new, path)
+            elif not h5py.get_config().mpi:
+                recorder.fill(new, layout, order(experiment))
+        except UserError:
+            new.unlink(missing_ok=True)
+            raise
+        return about
 
-    on_root(comm, create)
-    return recorder.Recorder(comm, path, layout, rank.partition, planned.graph)
+    about = on_root(comm, lay_out)
+    return recorder.Recorder(comm, path, layout, rank.partition, planned.graph), layout, about
+
+
+def order(experiment: Experiment) -> list[str]:
+    """The rules in the order in which they run: no cooperation first, as the others are measured against it."""
+    return sorted(experiment.rules, key=lambda name: experiment.uses[name].rule.name != "none")
 
 
 def _held(experiment: Experiment, name: str) -> recorder.Held:
@@ -194,10 +252,11 @@ def diffuse_rule(
     record: recorder.Recorder,
     progress: Callable[[int], None] = silent,
     tell: Callable[[dict[str, float]], None] = silent,
+    keeper: Keeper | Keepless = KEEPLESS,
 ) -> None:
     """Run one rule of an experiment; numbers that overflow are an attack's doing and handled where they matter.
 
-    `progress` is called with each iteration that is done, `tell` as in `Recorder.begin`.
+    `progress` is called with each iteration that is done, `tell` as in `Recorder.begin`; `keeper` saves the run.
     """
     experiment, task, clock = planned.experiment, rank.task, Stopwatch()
     used = method(experiment, name)
@@ -222,38 +281,90 @@ def diffuse_rule(
             clock,
         )
     record.begin(name, used.rule.name == "none", _held(experiment, name), task, clock, tell)
+    keeper.rule(order(experiment).index(name), name, combiner, clock)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        diffuse(rank, combiner, experiment.iterations, record, clock, progress)
+        diffuse(rank, combiner, experiment.iterations, record, clock, progress, keeper)
 
 
-def run(comm: MPI.Comm, load: Callable[[], Experiment], output: Path, overwrite: bool, quiet: bool = False) -> None:
-    """Run every rule of an experiment and write the result file; collective. Raises Refused after a user's error.
+def run(
+    comm: MPI.Comm,
+    load: Callable[[], Experiment],
+    output: Path,
+    overwrite: bool,
+    quiet: bool = False,
+    resume: bool = False,
+) -> None:
+    """Run every rule of an experiment and write the result file; collective.
 
-    `quiet`: say nothing on the console but errors and that the data are a stand-in.
+    `quiet`: say nothing on the console but errors and that the data are a stand-in. `resume`: go on from where an
+    earlier run was saved. Raises Refused after a user's error, and Stopped when a signal has ended the run, which is
+    saved then.
     """
-    on_root(comm, lambda: recorder.check_output(output, overwrite))
-    planned, graph, rank = prepare(comm, load)
+    begun = on_root(comm, lambda: start(output, load(), overwrite, resume))
+    try:
+        _run(comm, begun, output, begun is not None and not quiet)
+    finally:
+        if begun is not None and begun.lock is not None:
+            unlock(output, begun.lock)
+
+
+def _run(comm: MPI.Comm, begun: Start | None, output: Path, told: bool) -> None:
+    """As `run`, from where rank 0 has found that it begins."""
+    if told:
+        for remark in begun.remarks:
+            print(remark, flush=True)
+    saved, finished = comm.bcast(None if begun is None else (begun.saved, begun.finished))
+    if finished:
+        return
+    planned, graph, rank = prepare(comm, lambda: begun.experiment)
     experiment = planned.experiment
-    told = comm.rank == 0 and not quiet
     if comm.rank == 0 and planned.scene.data == "stand-in":
         print(f"{output.stem}: the data are a stand-in; see `mpi-resmtl data status`", flush=True)
-    record = open_recorder(comm, planned, graph, rank, recorder.temporary(output))
+    together(comm, lambda: _same_data(saved, planned.scene))
+    record, layout, about = open_recorder(comm, planned, graph, rank, recorder.temporary(output), saved)
     if told and not record.parallel:
         print("mpi-resmtl: h5py has no MPI; rank 0 gathers and writes the result file", file=sys.stderr, flush=True)
-    # No cooperation first: the recorder measures the regret of the others against it.
-    for name in sorted(experiment.rules, key=lambda name: experiment.uses[name].rule.name != "none"):
-        if not told:
-            diffuse_rule(planned, rank, name, record)
-        else:
-            whose = "" if comm.size == 1 else "rank 0's agents"
-            progress = Progress(f"{output.stem}: {name}", experiment.iterations, whose)
-            diffuse_rule(planned, rank, name, record, progress, progress.found)
-            progress.end()
+    axes = pieces(comm, rank.partition, planned.graph.agents, layout.ranks)
+    files = Files(comm, output, axes, about)
+    keeper = Keeper(comm, experiment.checkpoint, files, record, rank, experiment.iterations, saved)
+    ended: Exception | None = None
+    try:
+        with keeper.signals:
+            _diffuse_rules(planned, rank, record, keeper, saved, output.stem if told else None)
+    except (Stopped, Refused) as error:
+        ended = error
     record.close()
+    keeper.close()
     rank.close()
     comm.Barrier()
-    if comm.rank == 0:
+    if comm.rank == 0 and ended is None:
         recorder.finish(output)
+        checkpoint.remove(output)
+    comm.Barrier()
+    if ended is not None:
+        raise ended
     if told:
         print(f"{output.stem}: wrote {output}", flush=True)
-    comm.Barrier()
+
+
+def _diffuse_rules(
+    planned: Plan, rank: Rank, record: recorder.Recorder, keeper: Keeper, saved: Saved | None, label: str | None
+) -> None:
+    """Run the rules of an experiment that are not done; progress is told under `label`, None: not."""
+    experiment, alone = planned.experiment, rank.partition.count == planned.graph.agents
+    first, begun = (0, 0) if saved is None else (saved.position.rule, saved.position.iteration)
+    for name in order(experiment)[first:]:
+        if label is None:
+            diffuse_rule(planned, rank, name, record, keeper=keeper)
+        else:
+            whose = "" if alone else "rank 0's agents"
+            progress = Progress(f"{label}: {name}", experiment.iterations, whose, begun)
+            diffuse_rule(planned, rank, name, record, progress, progress.found, keeper)
+            progress.end()
+        begun = 0
+
+
+def _same_data(saved: Saved | None, scene: Scene) -> None:
+    """Raise UserError where a run that was saved had other data."""
+    if saved is not None and saved.data_sha256 != scene.data_sha256:
+        raise UserError(f"{saved.path}: the data have changed since: their sha256 was {saved.data_sha256 or 'none'}")

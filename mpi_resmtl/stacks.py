@@ -10,6 +10,7 @@ import numpy as np
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.rules import Heard
+from mpi_resmtl.rules.sums import total
 
 _STACK_ELEMENTS = 2**20
 
@@ -67,7 +68,7 @@ class Stack:
         agents = np.arange(len(self.own))
         metropolis = np.where(present, self.metropolis, 0.0)
         metropolis[agents, self.own] = 0.0
-        metropolis[agents, self.own] = 1.0 - metropolis.sum(axis=1)
+        metropolis[agents, self.own] = 1.0 - total(metropolis)
         return {
             "present": present,
             "whole": bool(present.all()),
@@ -125,7 +126,7 @@ def _stack(
     metropolis = np.zeros(agents * places)
     metropolis[slot] = np.where(source == target, 0.0, 1.0 / (1.0 + np.maximum(degree[source], degree[target])))
     metropolis = metropolis.reshape(agents, places)
-    metropolis[np.arange(agents), own] = 1.0 - metropolis.sum(axis=1)
+    metropolis[np.arange(agents), own] = 1.0 - total(metropolis)
     return Stack(
         agents=tile.target[tile.own[some]],
         edges=edges,

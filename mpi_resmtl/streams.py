@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpi_resmtl import loops
+
 _WORDS_A_COUNTER = 4
 _LONGEST_BLOCK = 1024
 
@@ -26,7 +28,7 @@ def block_length(items: int, width: int, words: int = 2**14) -> int:
 class Stream:
     """`width` numbers an iteration for each of `items` items, of which this rank uses `count` from `first` on.
 
-    Bits come from `Philox.random_raw`, which numpy keeps stable between releases (NEP 19).
+    Bits are those of `Philox.random_raw`, which numpy keeps stable between releases (NEP 19).
     """
 
     def __init__(self, seed: int, purpose: str, items: int, width: int, first: int = 0, count: int | None = None):
@@ -47,18 +49,27 @@ class Stream:
         return self._by_iteration((halves >> np.uint32(8)) * np.float32(2.0**-24), self._width)
 
     def normal(self, block: int) -> np.ndarray:
-        """Independent N(0, 1), two from two words (Box and Muller 1958): float64 (length, count, width)."""
+        """Independent N(0, 1): float64 (length, count, width)."""
+        return self._by_iteration(self._normal(block), self._width)
+
+    def normal_by_component(self, block: int) -> np.ndarray:
+        """The same numbers as (length, width, count)."""
+        return np.ascontiguousarray(self._normal(block).T).reshape(self.length, self._width, self._count)
+
+    def _normal(self, block: int) -> np.ndarray:
+        """A block agent by agent, two from two words (Box and Muller 1958): float64 (count, length * width)."""
         pairs = -(-self._width // 2)
         uniform = self._uniform(block, 2 * pairs)
-        half = uniform.shape[1] // 2
-        radius = np.log(1.0 - uniform[:, :half])
+        half, used = uniform.shape[1] // 2, self.length * self._width
+        radius = 1.0 - uniform[:, :half]
+        np.log(radius, out=radius)
         radius *= -2.0
         np.sqrt(radius, out=radius)
         angle = uniform[:, half:] * (2.0 * np.pi)
-        normal = np.empty((self._count, 2 * half))
+        normal = np.empty((self._count, used))
         np.multiply(radius, np.cos(angle), out=normal[:, :half])
-        np.multiply(radius, np.sin(angle), out=normal[:, half:])
-        return self._by_iteration(normal, self._width)
+        np.multiply(radius[:, : used - half], np.sin(angle[:, : used - half]), out=normal[:, half:])
+        return normal
 
     def _uniform(self, block: int, width: int) -> np.ndarray:
         """A block of `width` numbers an iteration, agent by agent: float64 (count, length * width)."""
@@ -71,13 +82,14 @@ class Stream:
         """Raw bits of a block, agent by agent: uint64 (count, `used` or a few more)."""
         counters = -(-used // _WORDS_A_COUNTER)
         place = (block * self._items + self._first) * counters
-        raw = np.random.Philox(key=self._key, counter=place).random_raw(self._count * counters * _WORDS_A_COUNTER)
+        raw = loops.philox(self._key, place, self._count * counters)
         return raw.reshape(self._count, counters * _WORDS_A_COUNTER)
 
     def _by_iteration(self, numbers: np.ndarray, width: int) -> np.ndarray:
         """(count, length * width or more) -> contiguous (length, count, width)."""
-        numbers = numbers[:, : self.length * width].reshape(self._count, self.length, width)
-        return np.ascontiguousarray(numbers.transpose(1, 0, 2))
+        # An iteration's numbers as one element: numpy transposes few large elements faster than many small ones.
+        together = numbers[:, : self.length * width].view(f"V{width * numbers.itemsize}")
+        return np.ascontiguousarray(together.T).view(numbers.dtype).reshape(self.length, self._count, width)
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

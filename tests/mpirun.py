@@ -13,10 +13,14 @@ MPIRUN = shutil.which("mpirun") or shutil.which("mpiexec")
 
 def mpirun(ranks: int, *arguments: object, timeout: float = 120, cwd: Path | None = None, program=None, **environment):
     """`mpi-resmtl arguments` on so many ranks; -> the finished process with its output as text."""
+    return _run(command(ranks, *arguments, program=program), timeout, cwd, environment)
+
+
+def command(ranks: int, *arguments: object, program=None) -> list[str]:
+    """The command line of `mpi-resmtl arguments` on so many ranks."""
     program = program or [sys.executable, "-m", "mpi_resmtl"]
     crowd = ["--oversubscribe"] if "Open MPI" in _flavour() else []
-    command = [MPIRUN, *crowd, "-n", str(ranks), *map(str, program), *map(str, arguments)]
-    return _run(command, timeout, cwd, environment)
+    return [MPIRUN, *crowd, "-n", str(ranks), *map(str, program), *map(str, arguments)]
 
 
 def alone(*arguments: object, timeout: float = 120, cwd: Path | None = None, **environment):
@@ -24,11 +28,10 @@ def alone(*arguments: object, timeout: float = 120, cwd: Path | None = None, **e
     return _run([sys.executable, "-m", "mpi_resmtl", *map(str, arguments)], timeout, cwd, environment)
 
 
-def _run(command: list[str], timeout: float, cwd: Path | None, environment: dict):
-    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    merged = os.environ | allowed | {key: str(value) for key, value in environment.items()}
+def _run(line: list[str], timeout: float, cwd: Path | None, environment: dict):
+    merged = variables() | {key: str(value) for key, value in environment.items()}
     return subprocess.run(
-        command,
+        line,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -36,6 +39,11 @@ def _run(command: list[str], timeout: float, cwd: Path | None, environment: dict
         env=merged,
         stdin=subprocess.DEVNULL,
     )
+
+
+def variables() -> dict[str, str]:
+    """The environment of a run."""
+    return os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
 def _flavour() -> str:

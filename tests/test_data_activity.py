@@ -191,7 +191,7 @@ BAD = {
     "560 columns": (without_last_number("test/X_test.txt"), "X_test.txt has 560 columns, expected 561"),
     "empty file": (small_set() | {"test/y_test.txt": b"\n"}, "test/y_test.txt is empty"),
     "fewer labels": (small_set() | {"test/y_test.txt": b"1\n2\n"}, "3 rows of X, 2 of y and 3 of subject"),
-    "subject 0": (replaced("test/subject_test.txt", b"2", b"0"), "subject_test.txt, row 1 is 0, expected 1 or more"),
+    "subject 0": (replaced("test/subject_test.txt", b"2", b"0"), "subject_test.txt, row 1 is 0, expected 1 to 10000"),
 }
 
 

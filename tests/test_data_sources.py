@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpi_resmtl.data import activity, digits, sources, standin
+from mpi_resmtl.data import activity, digits, files, sources, standin
 from mpi_resmtl.data.files import DataError
 from mpi_resmtl.errors import UserError
 
@@ -395,6 +395,13 @@ def test_a_server_that_refuses_leaves_nothing(server, mnist, data, fault, messag
         sources.fetch("mnist", data, f"{server.url}/mnist")
     assert "\n" not in str(error.value)
     assert list(data.iterdir()) == []
+
+
+def test_a_server_that_sends_without_end_is_cut_off_and_leaves_nothing(server, mnist, data, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", 70_000)
+    with pytest.raises(DataError, match="more than 70000 bytes came"):
+        sources.fetch("mnist", data, server.url + "/mnist")
+    assert left(data) == []
 
 
 def test_no_server_at_all_is_told_with_the_address_to_go_to_by_hand(data):

@@ -82,7 +82,7 @@ def test_combination_and_distance_are_what_they_say_however_agents_are_tiled(par
     combined, squared = np.empty((n, parameters)), np.empty(len(target))
     anchor = random.normal(size=(n, parameters))
     for tile in tiles(target, source, source, 0, parameters, gathered):
-        combined[tile.agents] = tile.combine(weight[tile.edges], tile.gather(rows))
+        tile.combine(weight[tile.edges], tile.gather(rows), combined)
         squared[tile.edges] = tile.squared_distance(anchor, tile.gather(rows))
     expected = [[sum(weight[e] * rows[source[e], p] for e in np.flatnonzero(target == k)) for p in range(parameters)]
                 for k in range(n)]  # fmt: skip

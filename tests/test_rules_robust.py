@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import types
-from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
 import oracle_robust as oracle
 import pytest
+from hearing import aggregate, cases, close, each, heard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,110 +18,11 @@ from mpi_resmtl.errors import UserError
 from mpi_resmtl.rules import RULES, Heard
 
 BY_COLUMN = ("median", "trimmed-mean", "meamed")
+EXACT = ("ties", "far")
 ALL = (*BY_COLUMN, "geometric-median", "krum", "multi-krum", "mda", "bulyan", "centerpoint")
 
 settings.register_profile("robust", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("robust")
-
-
-def heard(messages: np.ndarray, present: np.ndarray | None = None, b: int = 0, own: int | None = None) -> Heard:
-    """Messages (g, n, P), those not present replaced by 0; b lowered later, own the first that is present."""
-    g, n, parameters = messages.shape
-    present = np.ones((g, n), bool) if present is None else present
-    return Heard(
-        messages=np.ascontiguousarray(np.where(present[:, :, None], messages, 0).astype(messages.dtype)),
-        present=present,
-        whole=bool(present.all()),
-        own=present.argmax(axis=1) if own is None else np.full(g, own),
-        previous=np.zeros((g, parameters), messages.dtype),
-        metropolis=present / present.sum(axis=1, keepdims=True),
-        friend=present,
-        judged=None,
-        distance=None,
-        judged_previous=None,
-        b=np.full(g, b, np.intp),
-        agent=np.arange(g),
-        iteration=0,
-        iterations=1,
-        seed=0,
-        reported=True,
-    )
-
-
-def aggregate(name: str, given_: Heard, **parameters: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rule's results with b lowered to what it can stand; checks what holds for every rule."""
-    rule = RULES[name]
-    options = rule.parameters(**parameters)
-    if rule.stands is not None:
-        most = [max(0, rule.stands(n, options)) for n in given_.count.tolist()]
-        given_ = replace(given_, b=np.minimum(given_.b, most))
-    before = given_.messages.copy()
-    model, part = rule.aggregate(given_, options)
-    np.testing.assert_array_equal(given_.messages, before)
-    assert model.shape == given_.previous.shape
-    assert model.dtype == given_.messages.dtype
-    assert np.isfinite(model).all()
-    if rule.reports is None:
-        assert part is None
-        return model, None
-    assert part.shape == given_.present.shape
-    assert (part >= 0).all()
-    assert (part[~given_.present] == 0).all()
-    np.testing.assert_allclose(part.sum(axis=1), 1.0, rtol=1e-9)
-    bare = rule.aggregate(replace(given_, reported=False), options)[0]
-    np.testing.assert_array_equal(bare, model)
-    return model, part
-
-
-@st.composite
-def cases(
-    draw, most: int = 40, parameters: tuple[int, ...] = (1, 2, 3, 65, 300), g: int = 4, exact: bool = False
-) -> Heard:
-    """Several agents' messages of one kind, some missing; with `exact`, small integers times one power of two."""
-    n = draw(st.integers(1, most))
-    size = draw(st.sampled_from(parameters))
-    kind = draw(st.sampled_from(("ties", "far") if exact else ("ties", "normal", "huge", "tiny", "far")))
-    dtype = draw(st.sampled_from((np.float64, np.float32)))
-    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
-    messages = generator.integers(-3, 4, (g, n, size)).astype(np.float64)
-    if kind == "normal" or (kind == "far" and not exact):
-        messages = generator.normal(size=(g, n, size))
-    large = (2.0**1000, 2.0**-1000) if dtype == np.float64 else (2.0**120, 2.0**-120)
-    if kind == "huge":
-        messages *= large[0]
-    if kind == "tiny":
-        messages *= large[1]
-    if kind == "far":
-        messages[:, : (n - 1) // 3] *= large[0]
-    present = np.ones((g, n), bool) if draw(st.booleans()) else generator.random((g, n)) < 0.7
-    present[:, draw(st.integers(0, n - 1))] = True
-    return heard(messages.astype(dtype), present, b=draw(st.integers(0, n // 2)))
-
-
-def each(given_: Heard, name: str, honest: bool = False) -> list[tuple[int, list[list[float]], np.ndarray, int]]:
-    """For each agent: its row, its messages, their places, and b as lowered for the rule.
-
-    With `honest`, without agents that hear more than b messages from very far, as floats do not tell how far exactly.
-    """
-    stands = RULES[name].stands
-    found = []
-    for k in range(len(given_.messages)):
-        places = np.flatnonzero(given_.present[k])
-        b = int(given_.b[k])
-        if stands is not None:
-            b = min(b, max(0, stands(len(places), RULES[name].parameters())))
-        size = np.abs(given_.messages[k, places]).max(axis=1)
-        if honest and size.max() > 1e30 and (size > 1e30).sum() > b:
-            continue
-        found.append((k, given_.messages[k, places].tolist(), places, b))
-    return found
-
-
-def close(actual: np.ndarray, expected: list, messages: list[list[float]]) -> None:
-    """Agreement to rounding, relative to the largest value in each coordinate."""
-    eps = 2e-12 if actual.dtype == np.float64 else 2e-5
-    size = np.abs(np.array(messages)).max(axis=0)
-    np.testing.assert_array_less(np.abs(actual - np.array([float(x) for x in expected])), eps * size + 1e-300)
 
 
 @pytest.mark.parametrize("name", BY_COLUMN)
@@ -149,7 +50,7 @@ def _distinct(messages: list[list[float]], dtype: type) -> bool:
     return True
 
 
-@given(case=cases(most=12, parameters=(1, 2, 9, 257), exact=True))
+@given(case=cases(most=12, parameters=(1, 2, 9, 257), kinds=EXACT))
 def test_krum_is_its_formula(case: Heard):
     model, weight = aggregate("krum", case)
     for k, messages, places, b in each(case, "krum", honest=True):
@@ -159,7 +60,7 @@ def test_krum_is_its_formula(case: Heard):
 
 
 @pytest.mark.parametrize("m", [0, 1, 3])
-@given(case=cases(most=12, parameters=(1, 2, 9, 257), exact=True))
+@given(case=cases(most=12, parameters=(1, 2, 9, 257), kinds=EXACT))
 def test_multi_krum_is_its_formula(m: int, case: Heard):
     model, weight = aggregate("multi-krum", case, m=m)
     for k, messages, places, b in each(case, "multi-krum", honest=True):
@@ -168,7 +69,7 @@ def test_multi_krum_is_its_formula(m: int, case: Heard):
         close(model[k], np.mean([np.array(messages[place]) / 2 for place in best], axis=0) * 2, messages)
 
 
-@given(case=cases(most=9, parameters=(1, 2, 9, 257), exact=True))
+@given(case=cases(most=9, parameters=(1, 2, 9, 257), kinds=EXACT))
 def test_mda_is_its_formula(case: Heard):
     model, weight = aggregate("mda", case)
     for k, messages, places, b in each(case, "mda", honest=True):
@@ -178,7 +79,7 @@ def test_mda_is_its_formula(case: Heard):
 
 
 @settings(max_examples=30)
-@given(case=cases(most=11, parameters=(1, 2, 65), exact=True))
+@given(case=cases(most=11, parameters=(1, 2, 65), kinds=EXACT))
 def test_bulyan_is_its_formula(case: Heard):
     model, share = aggregate("bulyan", case)
     for k, messages, places, b in each(case, "bulyan", honest=True):

@@ -101,6 +101,7 @@ def test_the_published_programs_attack_scales_each_tensor_of_the_attackers_own_m
         source=source,
         target=target,
         first_agent=0,
+        count=3,
         first=0,
         total=4,
         edge=np.empty((0, 2), np.int32),
@@ -111,7 +112,7 @@ def test_the_published_programs_attack_scales_each_tensor_of_the_attackers_own_m
     )
     messages = attack.prepare(attack.parameters(), stage)
     own = random.normal(size=(3, 10)).astype(np.float32)
-    fifth, sixth = (messages(Known(i, own, None, None, None, None)) for i in (5, 6))
+    fifth, sixth = (messages(Known(i, own[1:])) for i in (5, 6))
     ratio = fifth / own[source]
     for tensor in (ratio[:, :6], ratio[:, 6:]):
         np.testing.assert_allclose(tensor, np.broadcast_to(tensor[:, :1], tensor.shape), rtol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,7 +15,8 @@ ATTACKS: Registry[Attack] = Registry("attack", __name__)
 Knowledge = Literal["nothing", "own", "heard", "victim", "all"]
 """What an attack may know, each level with those before it but for `heard`:
 own: its own agent's intermediate, trained honestly; heard: what its agent heard in the last iteration; victim: the
-intermediates, previous models and samples of the agents it speaks to; all: those of every normal agent.
+intermediates, previous models and, if it asks for them, samples of the agents it speaks to; all: those of every normal
+agent.
 """
 
 
@@ -51,6 +52,8 @@ class Stage:
     """(M,) their victims; victims may be Byzantine themselves, and then what they are sent does not matter."""
     first_agent: int
     """The rank's first agent."""
+    count: int
+    """Number of the rank's agents."""
     first: int
     """Number of such edges on lower ranks."""
     total: int
@@ -66,29 +69,87 @@ class Stage:
     """The task's losses on strangers' samples; None where the task cannot tell."""
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """What attackers know in one iteration; what the attack does not declare is None."""
 
     iteration: int
     """From 0."""
-    own: np.ndarray
-    """(A, P) intermediates of the rank's own agents; a rank's attackers are among them, trained honestly and alone."""
-    heard: np.ndarray | None
+    own: np.ndarray | None = None
+    """(a, P) intermediates of the rank's attackers, those in `Stage.source` in ascending order, trained honestly and
+    alone."""
+    heard: np.ndarray | None = None
     """(H, P) messages of the last iteration into the rank's attackers, on the edges `Stage.edge` has into them, sorted
     by (target, source), the attackers' own edges left out; zeros in iteration 0."""
-    intermediate: np.ndarray | None
-    """(n, P) psi_k of every normal agent; rows of Byzantine agents are 0."""
-    previous: np.ndarray | None
-    """(n, P) theta_k,i-1 of every normal agent; rows of Byzantine agents are 0."""
-    revealed: np.ndarray | None
-    """(n, S) every normal agent's present sample, for `Stage.sampled`; None too where the task cannot tell."""
+    intermediate: np.ndarray | None = None
+    """(n, P) psi_k of every normal agent, or of the rank's victims; rows of all others are 0."""
+    previous: np.ndarray | None = None
+    """(n, P) theta_k,i-1 likewise."""
+    revealed: np.ndarray | None = None
+    """(n, S) present samples likewise, for `Stage.sampled`."""
 
 
 Messages = Callable[[Known], "np.ndarray | tuple[np.ndarray, np.ndarray]"]
 """What is known -> messages (M, P) of the models' dtype, one for each edge attackers speak on, in the stage's order; of
-an attack that `omits` also which are sent: (M,) bool. It is called in every iteration; one that remembers has a dict
-`state` of arrays, forgets them when iterations start anew, and goes on from them when they are put back."""
+an attack that `omits` also which are sent: (M,) bool. It is called in every iteration; one that remembers has a
+`Remembered` as its `state`, forgets it when iterations start anew, and goes on from it when it is put back."""
+
+
+class Remembered(dict[str, np.ndarray]):
+    """What an attack remembers: arrays by name, each about the edges that a rank's attackers speak or hear on.
+
+    `laid` says how they are laid over edges, so that they can be kept for the whole graph and given back to any number
+    of ranks. An array that is not named there is the same on every rank.
+    """
+
+    def __init__(self, **laid: Laid):
+        super().__init__()
+        self._laid = laid
+
+    def kept(self) -> dict[str, dict[str, np.ndarray]]:
+        """The arrays with a row for each of the edges that attackers speak on or hear on, or as they are.
+
+        "spoken": (M, ...); "overheard": (H, ...); "alike".
+        """
+        found: dict[str, dict[str, np.ndarray]] = {"spoken": {}, "overheard": {}, "alike": {}}
+        for name, values in self.items():
+            laid = self._laid.get(name, _ALIKE)
+            found[laid.by][name] = values if laid is _ALIKE else laid.spread(values)
+        return found
+
+    def put_back(self, kept: dict[str, dict[str, np.ndarray]]) -> None:
+        """Remember what `kept` gave, on whatever ranks: the rows of this rank's edges."""
+        self.clear()
+        for by, arrays in kept.items():
+            for name, values in arrays.items():
+                self[name] = values if by == "alike" else self._laid[name].gathered(values)
+
+
+@dataclass(frozen=True)
+class Laid:
+    """How an array lies over edges: `axis` counts edges, or sets of edges that have the same values."""
+
+    by: Literal["spoken", "overheard", "alike"] = "spoken"
+    """Edges from a rank's attackers (M,), or into them (H,), as in `Stage` and `Known`."""
+    axis: int = 0
+    of_edge: np.ndarray | None = None
+    """(M,) the place of each edge along `axis`; None: its own."""
+    places: int = 0
+    """Along `axis`, with `of_edge`."""
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """A row for each edge."""
+        rows = np.moveaxis(values, self.axis, 0)
+        return rows if self.of_edge is None else rows.take(self.of_edge, axis=0)
+
+    def gathered(self, rows: np.ndarray) -> np.ndarray:
+        """The array whose rows by edge these are."""
+        if self.of_edge is not None:
+            every, rows = rows, np.zeros((self.places, *rows.shape[1:]), rows.dtype)
+            rows[self.of_edge] = every
+        return np.moveaxis(rows, 0, self.axis).copy()
+
+
+_ALIKE = Laid("alike")
 
 
 @dataclass(frozen=True)
@@ -98,12 +159,17 @@ class Attack:
     prepare: Callable[[object, Stage], Messages]
     parameters: type
     knows: Knowledge
+    """What it may know; less where its parameters have a `knows` of their own."""
     samples: bool
     """Whether it needs victims' samples; a task that cannot reveal them is refused at start-up."""
     omits: bool
     """Whether it may send nothing."""
     mislabels: bool
     """Whether its agents train on labels C-1-y."""
+
+    def knowledge(self, parameters: object) -> Knowledge:
+        """What it knows when its parameters are these."""
+        return getattr(parameters, "knows", self.knows)
 
     @property
     def __doc__(self) -> str:

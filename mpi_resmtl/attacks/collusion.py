@@ -164,22 +164,31 @@ def min_max(parameters: MinMax, stage: Stage) -> Messages:
         def message(known: Known) -> np.ndarray:
             middle, difference = centred(part, known.intermediate)
             deviation = _deviation(part, difference)
-            squared = (deviation * deviation).sum(axis=-1)
-            along = (difference * deviation).sum(axis=-1)
-            rows = np.ascontiguousarray(difference.transpose(1, 0, 2))
-            product = rows @ rows.transpose(0, 2, 1)
-            norm = np.diagonal(product, axis1=1, axis2=2)
-            apart = norm[:, :, None] + norm[:, None, :] - 2.0 * product
-            room = apart.max(axis=(1, 2)) - norm.T
+            squared = (deviation * deviation).sum(axis=-1, dtype=np.float64)
+            along = (difference * deviation).sum(axis=-1, dtype=np.float64)
+            norm = (difference * difference).sum(axis=-1, dtype=np.float64)
+            room = _squared_diameter(part, difference) - norm
             root = np.sqrt(along * along + squared * np.maximum(room, 0.0)) - along
             least = np.where(part.present, root, np.inf).min(axis=0)
             gamma = np.divide(least, squared, out=np.zeros_like(squared), where=(squared > 0.0) & (part.normal > 0))
-            return middle - gamma[:, None] * deviation
+            return middle - gamma[:, None].astype(stage.dtype) * deviation
 
         return message
 
     message = by_set(stage, around, build)
     return finite(lambda known: message(known).take(around.of_edge, axis=0))
+
+
+def _squared_diameter(around: Surroundings, models: np.ndarray) -> np.ndarray:
+    """Greatest squared distance between two members' models (J, V, P): float64 (V,)."""
+    greatest = np.zeros(models.shape[1])
+    for place in range(len(models) - 1):
+        apart = models[place + 1 :] - models[place]
+        apart *= apart
+        squared = apart.sum(axis=-1, dtype=np.float64)
+        squared[~(around.present[place + 1 :] & around.present[place])] = 0.0
+        np.maximum(greatest, squared.max(axis=0), out=greatest)
+    return greatest
 
 
 @dataclass

@@ -136,8 +136,8 @@ def centred(around: Surroundings, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def own(stage: Stage) -> Callable[[Known], np.ndarray]:
     """The attacker's own intermediate on each edge: (M, P)."""
-    row = np.asarray(stage.source - stage.first_agent, np.intp)
-    return lambda known: known.own.take(row, axis=0)
+    of_edge = np.unique(stage.source, return_inverse=True)[1]
+    return lambda known: known.own.take(of_edge, axis=0)
 
 
 def drawn(draw: Callable[[int], np.ndarray], length: int) -> Callable[[int], np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Gt, Le
 
-from mpi_resmtl.attacks import Known, Messages, Stage, attack
+from mpi_resmtl.attacks import Known, Laid, Messages, Remembered, Stage, attack
 from mpi_resmtl.attacks.common import begins, finite, in_order, own
 
 _PART_ELEMENTS = 2**18
@@ -34,7 +34,7 @@ class Drift:
 def drift(parameters: Drift, stage: Stage) -> Messages:
     """theta_k + r (goal_i + Delta / r - theta_k), theta_k the victim's previous model (ref. 16, strong knowledge)."""
     victim, of_edge = np.unique(stage.target, return_inverse=True)
-    r, state = stage.dtype.type(parameters.r), {}
+    r, state = stage.dtype.type(parameters.r), Remembered(start=Laid(of_edge=of_edge, places=len(victim)))
 
     @finite
     def messages(known: Known) -> np.ndarray:
@@ -65,25 +65,26 @@ def drift_blind(parameters: DriftBlind, stage: Stage) -> Messages:
     A <- projection on the simplex of A + mu_A P'e, mu_A = weight_step / norm(P - p_k 1')^2. They start equal. The first
     message is the attacker's own intermediate, and a victim that the attacker does not hear keeps equal weights.
     """
-    model, state = own(stage), {}
+    edgewise = dict.fromkeys(("said", "said before", "start"), Laid())
+    model, state = own(stage), Remembered(weight=Laid(axis=1), heard=Laid("overheard"), **edgewise)
     size = max(1, _PART_ELEMENTS // max(1, stage.parameters * int(np.bincount(stage.edge[:, 1]).max(initial=1))))
     parts = [slice(first, first + size) for first in range(0, len(stage.source), size)]
-    overheard: list[Overheard] = []
+    overheard = overhear(stage)
+    row, present, victim, hears = overheard.row, overheard.present, overheard.victim, overheard.hears
 
     @finite
     def messages(known: Known) -> np.ndarray:
-        if not overheard:
-            overheard.append(overhear(stage, len(known.own)))
-        row, present, victim, hears = overheard[0].row, overheard[0].present, overheard[0].victim, overheard[0].hears
         message = model(known)
-        heard = np.concatenate([known.heard, np.zeros((1, stage.parameters), stage.dtype)])
+        nothing = np.zeros((1, stage.parameters), stage.dtype)
+        heard = np.concatenate([known.heard, nothing])
         if begins(state, known):
             state["weight"] = present / present.sum(axis=0, dtype=stage.dtype)
         else:
+            heard_before = np.concatenate([state["heard"], nothing])
             for part in parts:
                 weight, said = state["weight"][:, part], state["said"][part]
                 if "said before" in state:
-                    before = _columns(state["heard"], row[:, part], state["said before"][part])
+                    before = _columns(heard_before, row[:, part], state["said before"][part])
                     spoken = heard.take(victim[part], axis=0)
                     learnt = learn(weight, before, spoken, present[:, part], parameters.weight_step)
                     np.copyto(weight, learnt, where=hears[part])
@@ -95,7 +96,7 @@ def drift_blind(parameters: DriftBlind, stage: Stage) -> Messages:
             goal = state["start"] + stage.dtype.type(parameters.ahead(known.iteration))
             message += stage.dtype.type(parameters.r) * (goal - message)
             state["said before"] = state["said"]
-        state["heard"], state["said"] = heard, np.nan_to_num(message)
+        state["heard"], state["said"] = known.heard, np.nan_to_num(message)
         return message
 
     messages.state = state
@@ -107,7 +108,8 @@ class Overheard:
     """For each edge l -> k the rows of `Known.heard` that tell l of k; row H, past the last, is 0."""
 
     row: np.ndarray
-    """(J, M) intp: messages to l of normal agents who speak to k too; H in empty places."""
+    """(J, M) intp: messages to l of normal agents who speak to k too; H in empty places, of which there are so many
+    that J is the same on every rank."""
     present: np.ndarray
     """(J + 1, M) bool: the place of l's own message, which always is there, and those of `row`."""
     victim: np.ndarray
@@ -116,10 +118,10 @@ class Overheard:
     """(M,) bool: whether there is one."""
 
 
-def overhear(stage: Stage, count: int) -> Overheard:
-    """What a rank of `count` agents overhears."""
+def overhear(stage: Stage) -> Overheard:
+    """What a rank's attackers overhear."""
     source, target = stage.edge.astype(np.intp).T
-    local = (target >= stage.first_agent) & (target < stage.first_agent + count)
+    local = (target >= stage.first_agent) & (target < stage.first_agent + stage.count)
     into = np.flatnonzero(local & stage.byzantine[target] & (source != target))
     row_of = {(int(source[e]), int(target[e])): row for row, e in enumerate(into)}
     start = np.searchsorted(target, np.arange(stage.agents + 1))
@@ -129,7 +131,8 @@ def overhear(stage: Stage, count: int) -> Overheard:
         told = [row_of.get((int(a), attacker)) for a in spoken if not stage.byzantine[a]]
         rows.append([row for row in told if row is not None])
         victims.append(row_of.get((victim, attacker), len(into)))
-    row = np.full((max(map(len, rows), default=0), len(rows)), len(into), np.intp)
+    most = int(np.bincount(target[~stage.byzantine[source]], minlength=1).max())
+    row = np.full((most, len(rows)), len(into), np.intp)
     for edge, known in enumerate(rows):
         row[: len(known), edge] = known
     victim = np.array(victims, np.intp)

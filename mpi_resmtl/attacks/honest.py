@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from mpi_resmtl.attacks import Known, Messages, Stage, attack
+from mpi_resmtl.attacks import Known, Laid, Messages, Remembered, Stage, attack
 from mpi_resmtl.attacks.common import (
     Over,
     Surroundings,
@@ -56,7 +56,7 @@ def mimic(parameters: Mimic, stage: Stage) -> Messages:
     if chosen is not None:
         if chosen >= stage.agents or stage.byzantine[chosen]:
             what = "Byzantine itself" if chosen < stage.agents else f"not an agent; there are 0 to {stage.agents - 1}"
-            raise UserError(f"byzantine.agent = {chosen}: agent {chosen} is {what}")
+            raise UserError(f"attack mimic: byzantine.agent = {chosen}: agent {chosen} is {what}")
         copied = np.full(len(stage.source), chosen)
         return finite(lambda known: known.intermediate.take(copied, axis=0))
     over_all = parameters.over == "all"
@@ -107,16 +107,15 @@ class Stale:
 def stale(parameters: Stale, stage: Stage) -> Messages:
     """The attacker's own intermediate of s iterations ago; nothing in the first s iterations."""
     attacker, of_edge = np.unique(stage.source, return_inverse=True)
-    row = np.asarray(attacker - stage.first_agent, np.intp)
-    state: dict[str, np.ndarray] = {}
+    state = Remembered(past=Laid(axis=1, of_edge=of_edge, places=len(attacker)))
 
     def messages(known: Known) -> tuple[np.ndarray, np.ndarray]:
         if begins(state, known):
             state["first"] = np.array(known.iteration)
-            state["past"] = np.zeros((parameters.delay, len(row), stage.parameters), stage.dtype)
+            state["past"] = np.zeros((parameters.delay, len(attacker), stage.parameters), stage.dtype)
         place = known.iteration % parameters.delay
         message = state["past"][place].take(of_edge, axis=0)
-        known.own.take(row, axis=0, out=state["past"][place], mode="clip")
+        state["past"][place] = known.own
         return message, np.full(len(of_edge), known.iteration - state["first"] >= parameters.delay)
 
     messages.state = state

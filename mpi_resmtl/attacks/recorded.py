@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import h5py
 import numpy as np
 
+from mpi_resmtl import hdf5
 from mpi_resmtl.attacks import Messages, Stage, attack
 from mpi_resmtl.errors import UserError
 
@@ -16,7 +16,7 @@ from mpi_resmtl.errors import UserError
 class Recorded:
     """Which file."""
 
-    file: Annotated[str, "recorded stream with /attack/message"] = ""
+    file: Annotated[str, hdf5.Input(), "recorded stream with /attack/message"] = ""
 
 
 @attack("recorded", Recorded, knows="nothing")
@@ -24,16 +24,23 @@ def recorded(parameters: Recorded, stage: Stage) -> Messages:
     """What /attack/message of a recorded stream says, (b, P) always or (T, b, P) by iteration; the same to all."""
     attackers = int(np.count_nonzero(stage.byzantine))
     which = np.cumsum(stage.byzantine)[stage.source] - 1
-    with h5py.File(parameters.file, "r") as file:
-        if "attack/message" not in file:
-            raise UserError(f"{parameters.file}: has Byzantine agents but no /attack/message; name a byzantine.attack")
-        message = file["attack/message"][()]
-    if message.ndim not in (2, 3) or message.shape[-2:] != (attackers, stage.parameters):
-        raise UserError(
-            f"{parameters.file}: /attack/message is {message.shape}, expected ({attackers}, {stage.parameters}) "
-            f"or (T, {attackers}, {stage.parameters})"
-        )
-    message = message.astype(stage.dtype)
+    if not parameters.file:
+        raise UserError("attack recorded needs its file: --set byzantine.file=FILE")
+    path = "attack/message"
+    with hdf5.opened(parameters.file) as file:
+        if path not in file:
+            raise UserError(f"{parameters.file}: has Byzantine agents but no /{path}; name a byzantine.attack")
+        found = hdf5.dataset(file, parameters.file, path)
+        if found.ndim not in (2, 3) or found.shape[-2:] != (attackers, stage.parameters):
+            raise UserError(
+                f"{parameters.file}: /{path} is {found.shape}, expected ({attackers}, {stage.parameters}) "
+                f"or (T, {attackers}, {stage.parameters})"
+            )
+        if found.ndim == 3 and len(found) < stage.iterations:
+            raise UserError(f"{parameters.file}: /{path} lasts for {len(found)} of the {stage.iterations} iterations")
+        # Messages may hold anything: what is too large for the models' precision arrives as inf.
+        with np.errstate(over="ignore"):
+            message = found[()].astype(stage.dtype)
     if message.ndim == 2:
         constant = message[which]
         return lambda known: constant

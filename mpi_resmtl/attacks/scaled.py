@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from mpi_resmtl.attacks import Known, Messages, Stage, attack
+from mpi_resmtl.attacks.common import own
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.streams import Stream
 
@@ -27,12 +28,12 @@ class Scaled:
 @attack("scaled", Scaled, knows="own")
 def scaled(parameters: Scaled, stage: Stage) -> Messages:
     """The attacker's own model, each tensor times one U[0, 0.1), anew each iteration (the published program's)."""
+    model = own(stage)
     stream = Stream(stage.seed, "attack", stage.total, len(stage.tensors), stage.first, len(stage.source))
 
     def messages(known: Known) -> np.ndarray:
         block, place = divmod(known.iteration, stream.length)
         factor = parameters.low + (parameters.high - parameters.low) * stream.uniform(block)[place]
-        own = known.own.take(stage.source - stage.first_agent, axis=0)
-        return own * factor.astype(stage.dtype).repeat(stage.tensors, axis=1)
+        return model(known) * factor.astype(stage.dtype).repeat(stage.tensors, axis=1)
 
     return messages

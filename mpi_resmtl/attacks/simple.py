@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge
 
-from mpi_resmtl.attacks import Known, Messages, Stage, attack
+from mpi_resmtl.attacks import Knowledge, Known, Messages, Stage, attack
 from mpi_resmtl.attacks.common import Over, by_set, drawn, finite, mean, own, shared_surroundings
 from mpi_resmtl.streams import Stream
 
@@ -22,6 +22,11 @@ class Gaussian:
         "mean"
     )
     over: Over = "neighbourhood"
+
+    @property
+    def knows(self) -> Knowledge:
+        """What the centre takes."""
+        return {"mean": "all", "zero": "nothing", "own": "own"}[self.around]
 
 
 @attack("gaussian", Gaussian, knows="all")

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt
 
-from mpi_resmtl.attacks import Known, Messages, Stage, attack
+from mpi_resmtl.attacks import Known, Laid, Messages, Remembered, Stage, attack
 from mpi_resmtl.attacks.common import begins, finite, own
 from mpi_resmtl.attacks.null_space import onto
 from mpi_resmtl.errors import UserError
@@ -39,8 +39,8 @@ def sleeper(parameters: Sleeper, stage: Stage) -> Messages:
     nu = stage.forgetting_factor
     if nu == 0.0:
         raise UserError("attack sleeper needs rule.forgetting_factor above 0: with 0 nothing is held against a message")
-    model, state = own(stage), {}
     victim, of_edge = np.unique(stage.target, return_inverse=True)
+    model, state = own(stage), Remembered(own=Laid(of_edge=of_edge, places=len(victim)), heard=Laid())
     prey = ~stage.byzantine[stage.target]
 
     @finite

@@ -249,7 +249,7 @@ def _recorded_run(
     """Seconds of a whole run with recording, and on rank 0 those of each rank and phase (ranks, phases)."""
     from mpi_resmtl import run
 
-    record = run.open_recorder(comm, planned, graph, rank, path)
+    record, _, _ = run.open_recorder(comm, planned, graph, rank, path)
     seconds = timed(comm, lambda: run.diffuse_rule(planned, rank, "loss", record))
     record.close()
     comm.Barrier()
@@ -315,7 +315,7 @@ def _plain_loop(planned: Plan, graph: Graph, rank: Rank) -> Callable[[], float] 
     speaker = np.searchsorted(attackers, rank.partition.spoken[:, 0])
     message = np.zeros((length, len(attackers), rank.task.parameters))
     for i in range(length):
-        message[i, speaker] = rank.adversary.messages(Known(i, None, None, None, None, None))
+        message[i, speaker] = rank.adversary.messages(Known(i))
     stream = {
         "model": "location",
         "step_size": experiment.task.step_size,

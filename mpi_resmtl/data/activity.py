@@ -22,7 +22,11 @@ CLASSES = 6
 PUBLISHED_ROWS = {"train": 7352, "test": 2947}
 PUBLISHED_SUBJECTS = 30
 
-_LARGEST_FILE = 256 << 20
+_LARGEST_FILE = 128 << 20
+_LARGEST_COLUMN = 4 << 20
+"""Bytes of a file with one number a line."""
+_LONGEST_LINE = 1 << 16
+_MOST_SUBJECTS = 10_000
 _USED = tuple(f"{split}/{kind}_{split}.txt" for split in ("train", "test") for kind in ("X", "y", "subject"))
 
 
@@ -44,7 +48,7 @@ def read_subjects(data_dir: Path, subjects: Iterable[int]) -> dict[int, tuple[np
         for subject in wanted:
             if subject not in known:
                 raise DataError(f"{path}: subject {subject} has no rows; those that have any: {_spans(known)}")
-        return {subject: (get(f"x{subject}"), get(f"y{subject}")) for subject in wanted}
+        return {subject: _rows(get(f"x{subject}"), get(f"y{subject}")) for subject in wanted}
 
     return cache.through(f"activity-1-{checksum(path)}", lambda: _by_subject(path), pick)
 
@@ -77,6 +81,15 @@ def is_marked(path: Path) -> bool:
         return files.MARKER in tree.sizes
 
 
+def _rows(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A subject's rows as they are; raises ValueError where a cache gives something else."""
+    if x.dtype != np.float32 or x.shape != (len(x), FEATURES) or y.dtype != np.int64 or y.shape != (len(x),):
+        raise ValueError(f"x is {x.dtype} {x.shape}, y is {y.dtype} {y.shape}")
+    if not len(x) or not np.isfinite(x).all() or y.min() < 0 or y.max() >= CLASSES:
+        raise ValueError("values out of range")
+    return x, y
+
+
 def _open(path: Path) -> AbstractContextManager[Tree]:
     return files.open_tree(path, FOLDER, inner=f"{FOLDER}.zip")
 
@@ -87,8 +100,10 @@ def _by_subject(path: Path) -> dict[str, np.ndarray]:
         parts = [_split(tree, split) for split in ("train", "test")]
     x, y, subject = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     arrays = {"subjects": np.unique(subject)}
-    for number in arrays["subjects"]:
-        arrays[f"x{number}"], arrays[f"y{number}"] = x[subject == number], y[subject == number]
+    order = np.argsort(subject, kind="stable")
+    bounds = np.searchsorted(subject, arrays["subjects"][1:], sorter=order)
+    for number, rows in zip(arrays["subjects"], np.split(order, bounds), strict=True):
+        arrays[f"x{number}"], arrays[f"y{number}"] = x[rows], y[rows]
     return arrays
 
 
@@ -96,7 +111,7 @@ def _split(tree: Tree, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x float32 (rows, 561), y int64 (rows,) in 0..5, subject int64 (rows,)."""
     x = _numbers(tree, f"{split}/X_{split}.txt")
     y = _integers(tree, f"{split}/y_{split}.txt", 1, CLASSES)
-    subject = _integers(tree, f"{split}/subject_{split}.txt", 1, np.iinfo(np.int64).max)
+    subject = _integers(tree, f"{split}/subject_{split}.txt", 1, _MOST_SUBJECTS)
     if not len(x) == len(y) == len(subject):
         rows = f"{len(x)} rows of X, {len(y)} of y and {len(subject)} of subject"
         raise DataError(f"{tree.path}: {split}/ has {rows}; expected as many of each")
@@ -104,7 +119,7 @@ def _split(tree: Tree, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _numbers(tree: Tree, name: str) -> np.ndarray:
-    x = _parse(tree, name, np.float32)
+    x = _parse(tree, name, np.float32, _LARGEST_FILE)
     if x.shape[1] != FEATURES:
         raise DataError(f"{tree.path}: {name} has {x.shape[1]} columns, expected {FEATURES}")
     if not np.isfinite(x).all():
@@ -115,24 +130,31 @@ def _numbers(tree: Tree, name: str) -> np.ndarray:
 
 
 def _integers(tree: Tree, name: str, low: int, high: int) -> np.ndarray:
-    values = _parse(tree, name, np.int64)
+    values = _parse(tree, name, np.int64, _LARGEST_COLUMN)
     if values.shape[1] != 1:
         raise DataError(f"{tree.path}: {name} has {values.shape[1]} columns, expected 1")
     wrong = np.flatnonzero((values < low) | (values > high))
     if len(wrong):
-        allowed = f"{low} to {high}" if high <= PUBLISHED_SUBJECTS else f"{low} or more"
-        raise DataError(f"{tree.path}: {name}, row {wrong[0] + 1} is {values[wrong[0], 0]}, expected {allowed}")
+        found = values[wrong[0], 0]
+        raise DataError(f"{tree.path}: {name}, row {wrong[0] + 1} is {found}, expected {low} to {high}")
     return values[:, 0]
 
 
-def _parse(tree: Tree, name: str, dtype: type) -> np.ndarray:
+def _parse(tree: Tree, name: str, dtype: type, largest: int) -> np.ndarray:
     """Numbers of a text file, `dtype` (rows, columns)."""
-    text = tree.read(name, _LARGEST_FILE)
+    text = tree.read(name, largest)
     if not text.strip():
         raise DataError(f"{tree.path}: {name} is empty")
+    # numpy splits a whole line before it counts its columns.
+    ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+    longest = int(np.diff(ends, prepend=-1, append=len(text)).max()) - 1
+    if longest > _LONGEST_LINE:
+        raise DataError(f"{tree.path}: {name} has a line of {longest} bytes, expected {_LONGEST_LINE} at most")
     try:
-        return np.loadtxt(io.BytesIO(text), dtype=dtype, comments=None, ndmin=2, encoding="latin1")
-    except ValueError as error:
+        # A number that is too large for the type becomes inf, which is refused where it matters.
+        with np.errstate(over="ignore"):
+            return np.loadtxt(io.BytesIO(text), dtype=dtype, comments=None, ndmin=2, encoding="latin1")
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{tree.path}: {name}: {error}") from None
 
 

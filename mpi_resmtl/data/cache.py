@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import tempfile
 import warnings
@@ -18,6 +19,9 @@ from mpi_resmtl.data.files import DataError
 Picked = TypeVar("Picked")
 Get = Callable[[str], np.ndarray]
 """Name of an array -> the array."""
+
+_LARGEST = 1 << 30
+"""Bytes of one array."""
 
 
 def folder() -> Path:
@@ -41,7 +45,7 @@ def through(key: str, build: Callable[[], dict[str, np.ndarray]], pick: Callable
     try:
         with zipfile.ZipFile(path) as archive:
             # ZipFile.read checks the member's CRC before a byte of it is interpreted.
-            return pick(lambda name: np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False))
+            return pick(lambda name: _load(archive, f"{name}.npy"))
     except DataError:
         raise
     except OSError:  # most often: not there yet
@@ -54,6 +58,20 @@ def through(key: str, build: Callable[[], dict[str, np.ndarray]], pick: Callable
     except OSError as error:
         warnings.warn(f"{path}: not cached ({error.strerror or error})", stacklevel=2)
     return pick(arrays.__getitem__)
+
+
+def _load(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """An array of numbers, whose header promises no more than the member holds."""
+    if archive.getinfo(member).file_size > _LARGEST:
+        raise ValueError(f"{member} is larger than anything that is kept here")
+    content = io.BytesIO(archive.read(member))
+    version = np.lib.format.read_magic(content)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = header(content)
+    if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize != len(content.getbuffer()) - content.tell():
+        raise ValueError(f"{member} holds {dtype} {shape}")
+    content.seek(0)
+    return np.load(content, allow_pickle=False)
 
 
 def _store(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -34,6 +35,12 @@ SIDE = 28
 
 _LARGEST_JPEG = 4 << 20
 _LARGEST_PICTURE = 2048 * 2048
+_LARGEST_SET = 10**9
+"""Pixels of all pictures together; the largest known set has 51 million."""
+_MOST_SCANS = 100
+"""Passes over a progressive JPEG; each costs as much as the whole picture."""
+_MOST_ITEMS = 10**6
+"""Images or labels in an idx file."""
 _BLOCK = 4096
 _JPEG = re.compile(r"(imgs_train|imgs_valid)/([0-9])/[^/.][^/]*\.jpe?g", re.IGNORECASE)
 
@@ -41,7 +48,7 @@ _JPEG = re.compile(r"(imgs_train|imgs_valid)/([0-9])/[^/.][^/]*\.jpe?g", re.IGNO
 def mnist_size(data_dir: Path, split: str) -> int:
     """Number of MNIST images in `split`, "train" or "test". Raises DataError as `read_mnist`."""
     with _idx(_mnist_file(data_dir, split, "labels-idx1")) as (_, shape):
-        return shape[0]
+        return _same_size(data_dir, split, shape[0])
 
 
 def read_mnist(data_dir: Path, split: str, indices: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +63,7 @@ def read_mnist(data_dir: Path, split: str, indices: ArrayLike) -> tuple[np.ndarr
     pictures, labels = (_mnist_file(data_dir, split, kind) for kind in ("images-idx3", "labels-idx1"))
     x = _read_idx(pictures, (SIDE, SIDE), indices)
     y = _read_idx(labels, (), indices)
+    mnist_size(data_dir, split)
     return x.astype(np.float32) / np.float32(255), y.astype(np.int64)
 
 
@@ -79,13 +87,18 @@ def read_synthetic(data_dir: Path, split: str, indices: ArrayLike) -> tuple[np.n
     path = files.require(Path(data_dir), SYNTHETIC_NAMES, SYNTHETIC_TITLE)
 
     def pick(get: cache.Get) -> tuple[np.ndarray, np.ndarray]:
-        ends = np.cumsum(get(f"{split}-counts"))
+        counts = get(f"{split}-counts")
+        if counts.shape != (CLASSES,) or counts.dtype.kind not in "iu" or counts.min() < 1:
+            raise ValueError(f"counts are {counts}")
+        ends = np.cumsum(counts)
         _check_indices(path, f"{SYNTHETIC_SPLITS[split]}/", ends[-1], indices)
         y = np.searchsorted(ends, indices, side="right")
         x = np.empty((len(indices), SIDE, SIDE), np.uint8)
         for digit in np.unique(y):
             own = y == digit
             pictures = get(f"{split}-{digit}")
+            if pictures.dtype != np.uint8 or pictures.shape != (counts[digit], SIDE, SIDE):
+                raise ValueError(f"pictures are {pictures.dtype} {pictures.shape}")
             x[own] = pictures[indices[own] - (ends[digit] - len(pictures))]
         return x.astype(np.float32) / np.float32(127.5) - np.float32(1), y
 
@@ -98,20 +111,33 @@ def decode(jpeg: bytes) -> np.ndarray:
 
     Raises DataError (without a file name) when it is no JPEG, is cut short or has more than 2048 x 2048 pixels.
     """
+    return _decoded(jpeg, _LARGEST_SET)[0]
+
+
+def _decoded(jpeg: bytes, most: int) -> tuple[np.ndarray, int]:
+    """As `decode`, and how many pixels it took, `most` at most."""
     from PIL import Image
 
+    scans = jpeg.count(b"\xff\xda")
+    if scans > _MOST_SCANS:
+        raise DataError(f"a JPEG of {scans} scans, expected {_MOST_SCANS} at most")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of what is odd about a picture: it is decoded, or it is not.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-                if picture.width * picture.height > _LARGEST_PICTURE:
+                pixels = picture.width * picture.height
+                if pixels > _LARGEST_PICTURE:
                     raise DataError(f"{picture.width} x {picture.height} pixels, expected 2048 x 2048 at most")
-                return np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+                if pixels > most:
+                    raise DataError(f"more than {_LARGEST_SET} pixels in all pictures together")
+                gray = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+                return np.asarray(gray), pixels
     except Image.DecompressionBombError:
         raise DataError("far too many pixels, expected 2048 x 2048 at most") from None
     except Image.UnidentifiedImageError:
         raise DataError("no JPEG image") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"damaged JPEG image ({error})") from None
@@ -124,8 +150,14 @@ def mnist_checksums(path: Path) -> dict[str, str]:
 
 def mnist_file_checksum(path: Path) -> str:
     """SHA-256 of an idx file as unpacked; raises DataError."""
+    digest, left = hashlib.sha256(), 16 + _MOST_ITEMS * SIDE * SIDE
     with _open_idx(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(_BLOCK * SIDE * SIDE):
+            left -= len(block)
+            if left < 0:
+                raise DataError(f"{path}: unpacks to more than {_MOST_ITEMS} images")
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def synthetic_checksum(path: Path) -> str:
@@ -159,6 +191,7 @@ def _either(folder: Path, name: str) -> Path:
 @contextmanager
 def _open_idx(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     opener = gzip.open if path.suffix == ".gz" else open
+    files.plain(path)
     with files.clear(path), opener(path, "rb") as stream:
         yield stream
 
@@ -171,7 +204,10 @@ def _idx(path: Path) -> Iterator[tuple[gzip.GzipFile | BufferedReader, tuple[int
         header = stream.read(4 + 4 * dimensions)
         if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
             raise DataError(f"{path}: expected an idx file of unsigned bytes in {dimensions} dimensions")
-        yield stream, tuple(np.frombuffer(header, ">u4", offset=4).tolist())
+        shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
+        if shape[0] > _MOST_ITEMS:
+            raise DataError(f"{path}: states {shape[0]} items, expected {_MOST_ITEMS} at most")
+        yield stream, shape
 
 
 def _read_idx(path: Path, item: tuple[int, ...], indices: np.ndarray) -> np.ndarray:
@@ -199,6 +235,14 @@ def _read_idx(path: Path, item: tuple[int, ...], indices: np.ndarray) -> np.ndar
     return values
 
 
+def _same_size(data_dir: Path, split: str, labels: int) -> int:
+    """The number of labels; raises DataError unless there are as many images."""
+    with _idx(path := _mnist_file(data_dir, split, "images-idx3")) as (_, shape):
+        if shape[0] != labels:
+            raise DataError(f"{path}: holds {shape[0]} images, but there are {labels} labels")
+    return labels
+
+
 def _check_indices(path: Path, what: str, size: int, indices: np.ndarray) -> None:
     if len(indices) and (indices.min() < 0 or indices.max() >= size):
         needed = f"number {indices.min()}" if indices.min() < 0 else f"at least {indices.max() + 1}"
@@ -223,18 +267,22 @@ def _listing(tree: Tree) -> dict[str, list[list[str]]]:
 
 def _decode_all(path: Path) -> dict[str, np.ndarray]:
     """The whole set as it is cached: a uint8 (images, 28, 28) each split and class, and their counts."""
-    arrays = {}
+    arrays, left = {}, _LARGEST_SET
     with _open_synthetic(path) as tree:
         for split, classes in _listing(tree).items():
             arrays[f"{split}-counts"] = np.array([len(names) for names in classes])
             for digit, names in enumerate(classes):
-                arrays[f"{split}-{digit}"] = np.stack([_decode_member(tree, name) for name in names])
+                pictures = np.empty((len(names), SIDE, SIDE), np.uint8)
+                for place, name in enumerate(names):
+                    pictures[place], pixels = _decode_member(tree, name, left)
+                    left -= pixels
+                arrays[f"{split}-{digit}"] = pictures
     return arrays
 
 
-def _decode_member(tree: Tree, name: str) -> np.ndarray:
+def _decode_member(tree: Tree, name: str, most: int) -> tuple[np.ndarray, int]:
     jpeg = tree.read(name, _LARGEST_JPEG)
     try:
-        return decode(jpeg)
+        return _decoded(jpeg, most)
     except DataError as error:
         raise DataError(f"{tree.path}: {name}: {error}") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +20,16 @@ from mpi_resmtl.errors import UserError
 MARKER = "STAND-IN.txt"
 """Lies in the folder of every data set that the suite made itself."""
 
-LARGEST_ZIP_IN_A_ZIP = 512 << 20
+LARGEST = 1 << 30
+"""Bytes of any file of a data set."""
+LARGEST_ZIP_IN_A_ZIP = 128 << 20
+MOST_FILES = 200_000
+"""Files in a folder or a zip; the largest published set has 12,000."""
+DEEPEST = 8
+"""Folders within one another."""
+_LARGEST_DIRECTORY = 32 << 20
+"""Bytes of the list of what a zip holds."""
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class DataError(UserError):
@@ -73,6 +84,19 @@ def entries(folder: Path) -> list[str]:
         raise DataError(f"{folder}: expected a folder") from None
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DataError(f"{folder}: is no name of a folder ({error})") from None
+
+
+def plain(path: Path | str) -> int:
+    """Bytes of a file; raises DataError unless it can be read soon: no pipe, not over `LARGEST`."""
+    with clear(path):
+        found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path}: expected a file")
+    if found.st_size > LARGEST:
+        raise DataError(f"{path}: has {found.st_size} bytes, more than the {LARGEST} expected")
+    return found.st_size
 
 
 @contextmanager
@@ -83,16 +107,19 @@ def open_tree(path: Path, folder: str, inner: str | None = None) -> Iterator[Tre
     Raises DataError when the zip is damaged or holds no such folder.
     """
     if path.is_dir():
-        yield Tree(path, _folder_sizes(str(path)), lambda name: (path / name).open("rb"))
+        yield Tree(path, folder_sizes(path), lambda name: (path / name).open("rb"))
         return
+    plain(path)
     with clear(path):
-        archive = zipfile.ZipFile(path)
-    with archive:
+        file = open(path, "rb")  # noqa: SIM115
+    with file:
         with clear(path):
-            archive = _inner(archive, path, inner)
+            archive = _inner(_zip(file, path), path, inner)
         members = _relative(archive.infolist(), folder)
         if not members:
             raise DataError(f"{path}: the zip holds no folder {folder}/")
+        for name, info in members.items():
+            _check_member(info, f"{path}: {name}")
         sizes = {name: info.file_size for name, info in members.items()}
         yield Tree(path, sizes, lambda name: archive.open(members[name]))
 
@@ -106,20 +133,60 @@ def digest(path: Path, names: tuple[str, ...] = ()) -> str:
 
 
 def _file_digest(path: str) -> str:
+    plain(path)
     with clear(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder_sizes(path: str, below: str = "") -> dict[str, int]:
-    """Bytes of every file in a folder, by its name in it, down through its folders."""
+def folder_sizes(path: Path | str) -> dict[str, int]:
+    """Bytes of every plain file in a folder, by its name in it, down through its folders; raises DataError."""
     sizes: dict[str, int] = {}
-    with clear(path), os.scandir(path) as scanned:
-        for entry in scanned:
-            if entry.is_dir():
-                sizes |= _folder_sizes(entry.path, f"{below}{entry.name}/")
-            elif entry.is_file():
-                sizes[f"{below}{entry.name}"] = entry.stat().st_size
+    waiting = [("", 0)]
+    while waiting:
+        below, depth = waiting.pop()
+        with clear(path, below), os.scandir(f"{path}/{below}") as scanned:
+            for entry in scanned:
+                if entry.is_dir():
+                    # Links may lead round in a circle.
+                    if depth == DEEPEST:
+                        raise DataError(f"{path}: {below}{entry.name} lies more than {DEEPEST} folders deep")
+                    waiting.append((f"{below}{entry.name}/", depth + 1))
+                elif entry.is_file():
+                    sizes[f"{below}{entry.name}"] = entry.stat().st_size
+                if len(sizes) + len(waiting) > MOST_FILES:
+                    raise DataError(f"{path}: holds more than {MOST_FILES} files")
     return sizes
+
+
+class _Bounded:
+    """A file of which no more than `largest` bytes are read at a time, unless that is None."""
+
+    def __init__(self, file: IO[bytes], path: Path):
+        self._file, self._path = file, path
+        self.largest: int | None = _LARGEST_DIRECTORY
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if self.largest is not None and size > self.largest:
+            raise DataError(f"{self._path}: needs {size} bytes to list what it holds, more than {self.largest}")
+        return self._file.read(size)
+
+
+def _zip(file: IO[bytes], path: Path) -> zipfile.ZipFile:
+    """The zip in an open file. The list of what it holds is read at once, and is as long as the zip says."""
+    bounded = _Bounded(file, path)
+    archive = zipfile.ZipFile(bounded)  # type: ignore[arg-type]
+    if len(archive.infolist()) > MOST_FILES:
+        raise DataError(f"{path}: holds more than {MOST_FILES} files")
+    bounded.largest = None
+    return archive
+
+
+def _check_member(info: zipfile.ZipInfo, place: str) -> None:
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise DataError(f"{place}: is a link, expected a file")
+    if info.compress_type not in _METHODS:
+        raise DataError(f"{place}: packed by method {info.compress_type}, expected a plain zip")
 
 
 def _inner(archive: zipfile.ZipFile, path: Path, inner: str | None) -> zipfile.ZipFile:
@@ -128,7 +195,8 @@ def _inner(archive: zipfile.ZipFile, path: Path, inner: str | None) -> zipfile.Z
     size = archive.getinfo(inner).file_size
     if size > LARGEST_ZIP_IN_A_ZIP:
         raise DataError(f"{path}: {inner} has {size} bytes, more than the {LARGEST_ZIP_IN_A_ZIP} expected")
-    return zipfile.ZipFile(io.BytesIO(archive.read(inner)))
+    _check_member(archive.getinfo(inner), f"{path}: {inner}")
+    return _zip(io.BytesIO(archive.read(inner)), path)
 
 
 def _relative(infos: list[zipfile.ZipInfo], folder: str) -> dict[str, zipfile.ZipInfo]:
@@ -147,6 +215,8 @@ def clear(path: Path | str, name: str = "") -> Iterator[None]:
     place = f"{path}: {name}" if name else f"{path}"
     try:
         yield
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{place}: no such file") from None
     except zipfile.BadZipFile as error:
@@ -157,3 +227,6 @@ def clear(path: Path | str, name: str = "") -> Iterator[None]:
         raise DataError(f"{place}: expected a plain zip ({error})") from None
     except OSError as error:
         raise DataError(f"{place}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, struct.error, OverflowError) as error:
+        # What zipfile makes of offsets and lengths that lead nowhere.
+        raise DataError(f"{place}: damaged ({error})") from None

@@ -250,9 +250,9 @@ def _is_marked(name: str, path: Path) -> bool:
 
 
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if not path.is_dir():
+        return files.plain(path)
+    return sum(files.folder_sizes(path).values())
 
 
 def _fetch_har(folder: Path, base_url: str | None) -> Path:
@@ -411,6 +411,8 @@ def _attempt(url: str, file: BinaryIO, headers: dict[str, str]) -> bool:
         title = url.rpartition("/")[2]
         with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=title, disable=None) as bar:
             for chunk in answer.raw.stream(_CHUNK, decode_content=False):
+                if file.tell() + len(chunk) > files.LARGEST:
+                    raise DataError(f"{url}: more than {files.LARGEST} bytes came, expected the published file")
                 file.write(chunk)
                 bar.update(len(chunk))
         if total is not None and file.tell() < total:

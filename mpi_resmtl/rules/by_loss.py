@@ -14,8 +14,9 @@ from annotated_types import Ge, Gt, Le
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.rules import Heard, NoParameters, Share, aggregate, rule
+from mpi_resmtl.rules.distances import distances
 from mpi_resmtl.rules.paper import loss
-from mpi_resmtl.rules.sums import blend, distances, normalised, smallest, weighted_sum
+from mpi_resmtl.rules.sums import blend, normalised, smallest, total, weighted_sum
 
 _SMALLEST = 1e-290
 """Keeps 1/loss, and sums of it over a neighbourhood, finite."""
@@ -141,7 +142,7 @@ def loss_robust(heard: Heard, options: LossRobust) -> tuple[np.ndarray, np.ndarr
     share *= heard.present
     weight = np.minimum(normalised(share, heard.own), options.cap)
     weight[rows, heard.own] = 0.0
-    weight[rows, heard.own] = np.maximum(1.0 - weight.sum(axis=1), 0.0)
+    weight[rows, heard.own] = np.maximum(1.0 - total(weight), 0.0)
     return weighted_sum(weight, heard.messages), weight
 
 
@@ -200,10 +201,10 @@ def f_filter(heard: Heard, options: FFilter) -> tuple[np.ndarray, np.ndarray]:
         kept = _kept(neighbours, b)
         these = np.flatnonzero((count == neighbours) & (heard.b == b))[:, None]
         place = places[these[:, 0], :neighbours]
-        total = np.matmul(kept, closeness[these, place][:, :, None])[:, :, 0] + share[these, heard.own[these]]
-        estimate = np.full_like(total, np.inf)
+        whole = np.matmul(kept, closeness[these, place][:, :, None])[:, :, 0] + share[these, heard.own[these]]
+        estimate = np.full_like(whole, np.inf)
         product = np.matmul(kept, risk[these, place][:, :, None])[:, :, 0]
-        np.divide(product, total * total, out=estimate, where=total > 1e-150)
+        np.divide(product, whole * whole, out=estimate, where=whole > 1e-150)
         share[these, place] = kept[estimate.argmin(axis=1)] * closeness[these, place]
     weight = normalised(share, heard.own)
     return weighted_sum(weight, heard.messages), weight

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mpi_resmtl.rules import Heard, NoParameters, aggregate
-from mpi_resmtl.rules.sums import distances, weighted_sum
+from mpi_resmtl.rules.distances import distances
+from mpi_resmtl.rules.sums import total, weighted_sum
 
 _ROUNDING = 1e-9
 """Sums of weights this close, relatively, are equal."""
@@ -29,7 +30,7 @@ def clipped_gossip(heard: Heard, options: NoParameters) -> tuple[np.ndarray, np.
     far *= left
     farthest = np.maximum(far.max(axis=1), np.finfo(np.float64).tiny)
     far /= farthest[:, None]
-    squares = (weight * far * far).sum(axis=1)
+    squares = total(weight * far * far)
     with np.errstate(over="ignore"):
         radius = farthest * np.sqrt(
             np.divide(squares, byzantine, out=np.full_like(squares, np.inf), where=byzantine > 0)
@@ -58,8 +59,8 @@ def _byzantine_weight(heard: Heard) -> np.ndarray:
     rows = np.arange(len(weight))
     weight[rows, heard.own] = 0.0
     weight.sort(axis=1)
-    total = weight[:, ::-1].cumsum(axis=1)
-    return np.where(heard.b > 0, total[rows, heard.b - 1], 0.0)
+    heaviest = weight[:, ::-1].cumsum(axis=1)
+    return np.where(heard.b > 0, heaviest[rows, heard.b - 1], 0.0)
 
 
 def _distance(heard: Heard) -> np.ndarray:
@@ -87,5 +88,5 @@ def _clipped(heard: Heard, distance: np.ndarray, radius: np.ndarray) -> tuple[np
     np.divide(radius[:, None], distance, out=scale, where=distance > radius[:, None])
     scale *= heard.metropolis
     scale[rows, heard.own] = 0.0
-    scale[rows, heard.own] = np.maximum(1.0 - scale.sum(axis=1), 0.0)
+    scale[rows, heard.own] = np.maximum(1.0 - total(scale), 0.0)
     return weighted_sum(scale, heard.messages), scale

@@ -9,7 +9,8 @@ import numpy as np
 from annotated_types import Ge
 
 from mpi_resmtl.rules import Heard, aggregate
-from mpi_resmtl.rules.krum import pairwise_squares, products, weighted
+from mpi_resmtl.rules.distances import pairwise_squares, products
+from mpi_resmtl.rules.sums import total, weighted_sum
 
 _SMALL = 256
 """Parameters of models that are computed many agents at once; larger ones agent by agent."""
@@ -55,7 +56,7 @@ def geometric_median(heard: Heard, options: GeometricMedian) -> tuple[np.ndarray
             places = np.flatnonzero(present[k])
             some = messages[k] if len(places) == present.shape[1] else messages[k, places]
             weight[k, places] = _large_weights(some, options.most_steps)
-    return weighted(weight, heard), weight
+    return weighted_sum(weight, messages), weight
 
 
 def _large_weights(messages: np.ndarray, most_steps: int) -> np.ndarray:
@@ -137,11 +138,11 @@ def _weights(
     inverse = np.divide(1.0, rho, out=np.zeros_like(rho), where=away)
     multiplicity = here.sum(axis=1)
     c = _product(cosine, away.astype(np.float64), together)
-    pull = np.sqrt(np.maximum(_total(c * away), 0.0))
+    pull = np.sqrt(np.maximum(total(c * away), 0.0))
     active = pull > multiplicity * (1.0 + _ROUNDING)
     flat = ~active & (pull >= multiplicity * (1.0 - _ROUNDING)) & (rho.max(axis=1) < _NEAR_ENOUGH)
     factor = np.divide(
-        1.0 - multiplicity / np.maximum(pull, 1e-300), _total(inverse), out=np.zeros(len(rows)), where=active
+        1.0 - multiplicity / np.maximum(pull, 1e-300), total(inverse), out=np.zeros(len(rows)), where=active
     )
     v = factor[:, None] * away
     c *= factor[:, None]
@@ -150,7 +151,7 @@ def _weights(
 
     with np.errstate(over="ignore"):
         weight = np.divide(v * unit[:, None], lengths, out=np.zeros_like(v), where=away)
-    weight += here * (np.maximum(1.0 - _total(weight), 0.0) / multiplicity)[:, None]
+    weight += here * (np.maximum(1.0 - total(weight), 0.0) / multiplicity)[:, None]
     if flat.any():
         least = sums[rows, start][:, None]
         middle = present & (sums <= least * (1.0 + _ROUNDING))
@@ -183,16 +184,16 @@ def _approach(
             agents, cosine = agents[active], cosine[:, active]
             v, c, rho, present, tolerance = (x[active] for x in (v, c, rho, present, tolerance))
             active = active[active]
-        q = _total(v * c)[:, None]
+        q = total(v * c)[:, None]
         squared = rho * rho
         floor = 1e-18 * (squared + q) + 1e-300
         squared -= 2.0 * rho * c
         squared += q
         inverse = present / np.sqrt(np.maximum(squared, floor))
         moved = inverse * rho
-        moved /= _total(inverse)[:, None]
+        moved /= total(inverse)[:, None]
         turned = _product(cosine, moved, together)
-        step = _total((moved - v) * (turned - c))
+        step = total((moved - v) * (turned - c))
         np.copyto(v, moved, where=active[:, None])
         np.copyto(c, turned, where=active[:, None])
         active &= np.sqrt(np.maximum(step, 0.0)) > tolerance
@@ -264,8 +265,3 @@ def _product(matrix: np.ndarray, vector: np.ndarray, together: bool) -> np.ndarr
     if together:
         return np.add.reduce(matrix * vector.T[:, :, None], axis=0)
     return np.matmul(matrix[0], vector[0])[None]
-
-
-def _total(values: np.ndarray) -> np.ndarray:
-    """Sums of (g, n) over n, in order."""
-    return np.add.accumulate(values, axis=1)[:, -1]

@@ -17,23 +17,11 @@ from annotated_types import Ge
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.rules import Heard, NoParameters, aggregate
 from mpi_resmtl.rules.coordinatewise import mean_around_median, minority
+from mpi_resmtl.rules.distances import pairwise_squares, shrunk_squares
+from mpi_resmtl.rules.sums import weighted_sum
 
-_FEW = 8
-"""Parameters whose squares are added one after the other, for all messages at once."""
-_SMALL = 256
-"""Parameters of models that are computed many agents at once; larger ones agent by agent."""
-_BLOCK = 4096
-"""Coordinates of a large model in the cache at a time."""
 _DIFFERENCES = 2**17
 """Differences held at a time."""
-_FEW_ROWS = 16
-"""Messages up to which their products are quicker as those of any two matrices."""
-_NEAR = 0.01
-"""Part of norm(m_j - o)^2 + norm(m_l - o)^2 above which float32 keeps enough digits of their squared distance."""
-_CANCELLED = 1e-9
-"""Part of norm(m_j)^2 + norm(m_l)^2 below which their squared distance is computed from differences."""
-_SHRINK = 2.0**-600
-"""Brings differences whose squares overflow into range."""
 
 
 def _all_but_three(n: int, options: object) -> int:
@@ -81,7 +69,7 @@ def multi_krum(heard: Heard, options: MultiKrum) -> tuple[np.ndarray, np.ndarray
     weight = np.zeros(g * n)
     weight[chosen] = (1.0 / m).repeat(m)
     weight = weight.reshape(g, n)
-    return weighted(weight, heard), weight
+    return weighted_sum(weight, heard.messages), weight
 
 
 @dataclass
@@ -109,7 +97,7 @@ def mda(heard: Heard, options: MinimumDiameter) -> tuple[np.ndarray, np.ndarray]
     count = heard.count
     squares = pairwise_squares(heard.messages, heard.present)
     overflown = np.isinf(squares).any()
-    shrunk = _shrunk_squares(heard.messages, heard.present) if overflown else squares
+    shrunk = shrunk_squares(heard.messages, heard.present) if overflown else squares
     weight = np.zeros(heard.present.shape)
     for n, b in sorted(set(zip(count.tolist(), heard.b.tolist(), strict=True))):
         subsets = _subsets(n, n - b)
@@ -122,7 +110,7 @@ def mda(heard: Heard, options: MinimumDiameter) -> tuple[np.ndarray, np.ndarray]
             if np.isinf(least).any():
                 best = np.where(np.isinf(least), _least_diameter(shrunk, some, places, subsets)[0], best)
             weight[some[:, None], np.take_along_axis(places, subsets[best], axis=1)] = 1.0 / (n - b)
-    return weighted(weight, heard), weight
+    return weighted_sum(weight, heard.messages), weight
 
 
 @lru_cache(maxsize=32)
@@ -175,106 +163,6 @@ def _selected(heard: Heard) -> np.ndarray:
     return heard.present & ~left
 
 
-def pairwise_squares(messages: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """norm(m_j - m_l)^2 of messages (g, n, P): float64 (g, n, n), symmetric, inf where it overflows. n^2 P.
-
-    Relative accuracy 1e-5 or better, that of differences in float64 where P <= 256. What is not present (g, n) has no
-    meaningful distances.
-    """
-    g, n, parameters = messages.shape
-    with np.errstate(over="ignore", invalid="ignore"):
-        if parameters > _SMALL:
-            squares = np.zeros((g, n, n))
-            for k in range(g):
-                if present[k].all():
-                    squares[k] = _large_squares(messages[k])
-                else:
-                    places = np.flatnonzero(present[k])
-                    squares[k, places[:, None], places] = _large_squares(messages[k, places])
-            return squares
-        if parameters > _FEW:
-            squares = np.empty((g, n, n))
-            some = max(1, _DIFFERENCES // (n * n * parameters))
-            for first in range(0, g, some):
-                part = messages[first : first + some]
-                difference = np.subtract(part[:, :, None], part[:, None], dtype=np.float64)
-                np.vecdot(difference, difference, out=squares[first : first + some])
-            return squares
-        squares = np.zeros((g, n, n))
-        for p in range(parameters):
-            column = messages[:, :, p]
-            difference = np.subtract(column[:, :, None], column[:, None], dtype=np.float64)
-            difference *= difference
-            squares += difference
-        return squares
-
-
-def products(messages: np.ndarray) -> np.ndarray:
-    """(m_j - o) . (m_l - o) of one agent's messages (n, P) for some o: float64 (n, n), symmetric. n^2 P.
-
-    For many messages in float32 in that precision, o the first, where no message is much nearer another than o, else
-    in float64 with o = 0; so that norm(m_j - m_l)^2 from them has a relative error of 1e-5, or what _CANCELLED says.
-    """
-    n, parameters = messages.shape
-    if messages.dtype == np.float32 and n > _FEW_ROWS:
-        product = np.zeros((n, n))
-        width = max(512, min(parameters // 2, 2**16 // n))
-        away = np.empty((n, width), np.float32)
-        for first in range(0, parameters, width):
-            some = messages[:, first : first + width]
-            part = np.subtract(some, some[0], out=away[:, : some.shape[1]])
-            product += part @ part.T
-        norm = product.diagonal()
-        limit = norm[:, None] + norm
-        limit *= 1.0 - _NEAR
-        limit -= 2.0 * product
-        np.fill_diagonal(limit, 0.0)
-        if limit.min() >= 0.0:
-            return product
-
-    width = max(512, min(parameters // 4, 2**15 // n))
-    left = np.empty((n, width))
-    # numpy hands a product with its own transpose to BLAS's syrk, which is slower for few rows.
-    right = left if n > _FEW_ROWS else np.empty_like(left)
-    product, part = np.zeros((n, n)), np.empty((n, n))
-    for first in range(0, parameters, width):
-        some = messages[:, first : first + width]
-        stop = some.shape[1]
-        left[:, :stop] = some
-        if right is not left:
-            right[:, :stop] = some
-        product += np.matmul(left[:, :stop], right[:, :stop].T, out=part)
-    return product if right is left else np.maximum(product, product.T)
-
-
-def _large_squares(messages: np.ndarray) -> np.ndarray:
-    """norm(m_j)^2 + norm(m_l)^2 - 2 m_j . m_l of (n, P), from differences where that loses digits: (n, n)."""
-    product = products(messages)
-    norm = product.diagonal()
-    squares = norm[:, None] + norm
-    limit = squares * _CANCELLED
-    product *= 2.0
-    squares -= product
-    lost = ~(squares > limit)
-    np.fill_diagonal(lost, False)
-    np.fill_diagonal(squares, 0.0)
-    if lost.any():
-        for j in np.flatnonzero(lost.any(axis=1)):
-            others = np.flatnonzero(lost[j, :j])
-            squares[j, others] = squares[others, j] = _direct_squares(messages[j], messages, others)
-    return squares
-
-
-def _direct_squares(one: np.ndarray, messages: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """norm(one - m_l)^2 in float64 for l in `others` (m,): one (P,), messages (n, P) -> (m,)."""
-    total = np.zeros(len(others))
-    for first in range(0, len(one), _BLOCK):
-        block = slice(first, first + _BLOCK)
-        difference = np.subtract(messages[others, block], one[block], dtype=np.float64)
-        total += np.vecdot(difference, difference)
-    return total
-
-
 def _krum_scores(heard: Heard) -> tuple[np.ndarray, np.ndarray]:
     """Squared distances and the number of others that count in Krum's score, at least one."""
     return pairwise_squares(heard.messages, heard.present), np.maximum(heard.count - heard.b - 2, 1)
@@ -289,7 +177,7 @@ def _ranked(messages: np.ndarray, among: np.ndarray, squares: np.ndarray, neares
     score = _scores(among, squares, nearest)
     far = np.isinf(score) & among
     if far.any():
-        finer = _scores(among, _shrunk_squares(messages, among), nearest)
+        finer = _scores(among, shrunk_squares(messages, among), nearest)
         return np.lexsort((np.where(far, finer, 0.0), score, ~among), axis=1)
     return score.argsort(axis=1, kind="stable")
 
@@ -312,40 +200,3 @@ def _scores(among: np.ndarray, squares: np.ndarray, nearest: np.ndarray) -> np.n
     score[nearest < 1] = 0.0
     score[~among] = np.inf
     return score
-
-
-def _shrunk_squares(messages: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Squared distances of messages brought into range."""
-    return pairwise_squares(messages * np.float64(_SHRINK), present)
-
-
-def weighted(weight: np.ndarray, heard: Heard) -> np.ndarray:
-    """sum_l weight[k, l] m_l, added in the order of messages: float64 (g, n), each row's sum 1 -> (g, P). n P."""
-    messages = heard.messages
-    g, _, parameters = messages.shape
-    with np.errstate(over="ignore"):
-        if parameters <= _SMALL:
-            model = np.add.accumulate(weight[:, :, None] * messages, axis=1)[:, -1].astype(messages.dtype)
-        else:
-            model = np.empty((g, parameters), messages.dtype)
-            for k in range(g):
-                _weighted_large(weight[k], messages[k], model[k])
-    if not np.isfinite(model).all():
-        largest = np.finfo(messages.dtype).max
-        np.clip(model, -largest, largest, out=model)
-    return model
-
-
-def _weighted_large(weight: np.ndarray, messages: np.ndarray, model: np.ndarray) -> None:
-    """weight (n,) times messages (n, P) into `model` (P,); in float64 where weights are too small for float32."""
-    heavy = np.flatnonzero(weight)
-    if len(heavy) == 1:
-        model[:] = messages[heavy[0]]
-        return
-    weight = weight[heavy]
-    if messages.dtype == np.float32 and weight.min() > 1e-30:
-        weight = weight.astype(np.float32)
-    for first in range(0, len(model), _BLOCK):
-        block = slice(first, first + _BLOCK)
-        some = messages[:, block] if len(heavy) == len(messages) else messages[heavy, block]
-        np.matmul(weight, some, out=model[block], casting="same_kind")

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from mpi_resmtl.rules.sums import mixed, pairwise_distances, smallest
+from mpi_resmtl.rules.distances import pairwise_squares, shrunk_squares
+from mpi_resmtl.rules.sums import mixed, smallest
 
 _WORDS_A_COUNTER = 4
 _PLACES = 16
@@ -20,17 +21,19 @@ def nnm(messages: np.ndarray, present: np.ndarray, b: np.ndarray) -> np.ndarray:
     neighbour mixing (Allouah et al. 2023). n^2 P.
     """
     g, n, _ = messages.shape
-    distance = pairwise_distances(messages)
-    distance[:, np.arange(n), np.arange(n)] = -1.0
+    squares = pairwise_squares(messages, present)
+    far = np.isinf(squares) & present[:, :, None] & present[:, None]
+    squares[:, np.arange(n), np.arange(n)] = -1.0
     whole = present.all()
     if not whole:
-        distance[np.broadcast_to(~present[:, None], distance.shape)] = np.nan
+        squares[np.broadcast_to(~present[:, None], squares.shape)] = np.nan
     count = np.maximum(present.sum(axis=1) - b, 1)
-    near = smallest(distance.reshape(g * n, n), count.repeat(n)).reshape(g, n, n)
+    finer = np.where(far, shrunk_squares(messages, present), 0.0).reshape(g * n, n) if far.any() else None
+    near = smallest(squares.reshape(g * n, n), count.repeat(n), finer).reshape(g, n, n)
     if not whole:
         near &= present[:, :, None]
         near &= present[:, None]
-    return mixed(near / count[:, None, None], messages)
+    return mixed(near / count[:, None, None], messages, present, present)
 
 
 def bucketing(
@@ -49,10 +52,11 @@ def bucketing(
     count = present.sum(axis=1)
     position = np.arange(n)
     bucket = position // size
-    filled = np.clip(count[:, None] - bucket * size, 1, size)
+    members = np.clip(count[:, None] - bucket * size, 1, size)
     weight = np.zeros((g, -(-n // size), n))
-    weight[np.arange(g)[:, None], bucket, order] = (position < count[:, None]) / filled
-    return mixed(weight, messages), np.arange(weight.shape[1]) * size < count[:, None]
+    weight[np.arange(g)[:, None], bucket, order] = (position < count[:, None]) / members
+    filled = np.arange(weight.shape[1]) * size < count[:, None]
+    return mixed(weight, messages, filled, present), filled
 
 
 @lru_cache(maxsize=8)

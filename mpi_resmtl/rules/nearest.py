@@ -10,7 +10,8 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from mpi_resmtl.rules import Heard, NoParameters, Share, aggregate
-from mpi_resmtl.rules.sums import blend, distances, normalised, norms, smallest, weighted_sum
+from mpi_resmtl.rules.distances import distances, norms
+from mpi_resmtl.rules.sums import blend, normalised, smallest, weighted_sum
 
 
 def _all_but_two(n: int, options: NoParameters) -> int:

@@ -10,9 +10,6 @@ import numpy as np
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.rules import rule
 
-_SMALLEST = 1e-290
-"""Keeps 1/phi, and sums of it over a neighbourhood, finite."""
-
 
 @rule("none")
 def none(neighbourhoods: Neighbourhoods, accumulated: np.ndarray) -> np.ndarray:
@@ -41,18 +38,16 @@ class Distance:
 @rule("distance", judged_by="distance", parameters=Distance)
 def distance(neighbourhoods: Neighbourhoods, accumulated: np.ndarray) -> np.ndarray:
     """a_lk proportional to 1/D_lk, D the moving average of norm(theta~_k - m_lk)^2 (eq. 4)."""
-    return neighbourhoods.normalise(1.0 / np.maximum(accumulated, _SMALLEST))
+    return neighbourhoods.inverse_weights(accumulated)
 
 
 @rule("loss-unfiltered", judged_by="loss")
 def loss_unfiltered(neighbourhoods: Neighbourhoods, accumulated: np.ndarray) -> np.ndarray:
     """a_lk proportional to 1/phi_lk (eq. 9)."""
-    return neighbourhoods.normalise(1.0 / np.maximum(accumulated, _SMALLEST))
+    return neighbourhoods.inverse_weights(accumulated)
 
 
 @rule("loss", judged_by="loss")
 def loss(neighbourhoods: Neighbourhoods, accumulated: np.ndarray) -> np.ndarray:
     """a_lk proportional to 1/phi_lk where phi_lk <= phi_kk, else 0 (eq. 10)."""
-    share = 1.0 / np.maximum(accumulated, _SMALLEST)
-    share *= accumulated <= accumulated.take(neighbourhoods.own_of_target)
-    return neighbourhoods.normalise(share)
+    return neighbourhoods.inverse_weights(accumulated, up_to_own=True)

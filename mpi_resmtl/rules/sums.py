@@ -1,116 +1,73 @@
-"""Distances between messages and sums of them: what most aggregates are made of.
+"""Sums over messages and over what is held against them: what most aggregates end in.
 
-An agent's result has the same bits whoever is computed beside it: which way is taken depends on P alone, and sums run
-over parameters, or over messages, of one agent. Costs are given in multiplications.
+An agent's result has the same bits whoever is computed beside it and however many places are empty: sums run over
+places in order, or over filled places alone. Costs are given in multiplications.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-_FEW = 8
-"""Parameters that are summed one after the other for all messages at once."""
 _SMALL = 256
 """Parameters of models that are computed in float64, many agents at once; larger ones agent by agent."""
-_BLOCK = 8192
-"""Parameters of a large model in the cache at a time; BLAS uses one thread for vectors of this length."""
-_ELEMENTS = 2**18
-"""Differences held at a time."""
-_LARGEST = np.finfo(np.float64).max
+_BLOCK = 4096
+"""Coordinates of a large model in the cache at a time."""
 _SMALLEST_SINGLE = 1e-30
 """Weights below lose digits in float32."""
+
+
+def total(values: np.ndarray) -> np.ndarray:
+    """Sums over the last axis, in order: (..., n) -> (...). numpy's own sum adds otherwise where n is another."""
+    return np.add.accumulate(values, axis=-1)[..., -1]
 
 
 def weighted_sum(weight: np.ndarray, messages: np.ndarray) -> np.ndarray:
     """sum_l weight[k, l] messages[k, l]: (g, n) float64, each row's sum 1, and (g, n, P) -> (g, P) of messages' dtype.
 
-    A message that has all the weight is the result to the bit. A weight of 0 silences any finite message. g n P.
+    A large model that has all the weight is the result to the bit. A weight of 0 silences any finite message. g n P.
     """
     g, _, parameters = messages.shape
-    alone = np.count_nonzero(weight, axis=1) == 1
-    if parameters <= _SMALL:
-        combined = np.matmul(weight[:, None, :], messages)[:, 0].astype(messages.dtype, copy=False)
-    else:
-        combined = np.empty((g, parameters), messages.dtype)
-        for k in np.flatnonzero(~alone):
-            _sum_large(weight[k], messages[k], combined[k])
-    if alone.any():
-        rows = np.flatnonzero(alone)
-        combined[rows] = messages[rows, weight[rows].argmax(axis=1)]
-    return combined
-
-
-def mixed(weight: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """sum_l weight[k, j, l] messages[k, l]: (g, m, n) float64, (g, n, P) -> (g, m, P) of messages' dtype. g m n P."""
-    if messages.shape[2] <= _SMALL:
-        return np.matmul(weight, messages).astype(messages.dtype, copy=False)
-    together = np.empty((*weight.shape[:2], messages.shape[2]), messages.dtype)
-    for k in range(len(messages)):
-        np.matmul(weight[k].astype(messages.dtype), messages[k], out=together[k])
-    return together
-
-
-def squared_distances(anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """norm(anchor_k - m_lk)^2: anchors (g, P) and messages (g, n, P) -> float64 (g, n); inf above 1e308. g n P."""
-    g, n, parameters = messages.shape
     with np.errstate(over="ignore"):
         if parameters <= _SMALL:
-            return _squared_norms(messages, anchor[:, None])
-        squared = np.zeros((g, n))
-        difference = np.empty((n, min(parameters, _BLOCK)), messages.dtype)
-        for k in range(g):
-            for first in range(0, parameters, _BLOCK):
-                block = messages[k, :, first : first + _BLOCK]
-                part = difference[:, : block.shape[1]]
-                np.subtract(block, anchor[k, first : first + _BLOCK], out=part)
-                squared[k] += np.vecdot(part, part)
-        if messages.dtype != np.float64:
-            for k, place in np.argwhere(np.isinf(squared)):
-                squared[k, place] = _far(anchor[k], messages[k, place]) ** 2
-        return squared
-
-
-def distances(anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """norm(anchor_k - m_lk), never above the largest float64: (g, P), (g, n, P) -> float64 (g, n). g n P.
-
-    Differences below 1e-154 count as none.
-    """
-    distance = np.sqrt(squared_distances(anchor, messages))
-    if not np.isfinite(distance.sum()):
-        for k, place in np.argwhere(np.isinf(distance)):
-            distance[k, place] = _far(anchor[k], messages[k, place])
-    return distance
-
-
-def norms(models: np.ndarray) -> np.ndarray:
-    """norm(model_k): (g, P) -> float64 (g,), like `distances`. g P."""
-    return distances(np.zeros_like(models), models[:, None])[:, 0]
-
-
-def pairwise_distances(messages: np.ndarray) -> np.ndarray:
-    """norm(m_jk - m_lk), like `distances`: (g, n, P) -> float64 (g, n, n), symmetric. g n^2 P."""
-    g, n, parameters = messages.shape
-    squared = np.zeros((g, n, n))
-    with np.errstate(over="ignore"):
-        if parameters <= _SMALL:
-            stack = max(1, _ELEMENTS // (n * n * parameters))
-            for first in range(0, g, stack):
-                some = messages[first : first + stack]
-                squared[first : first + stack] = _squared_norms(some[:, :, None], some[:, None])
+            model = np.add.accumulate(weight[:, :, None] * messages, axis=1)[:, -1].astype(messages.dtype, copy=False)
         else:
+            model = np.empty((g, parameters), messages.dtype)
             for k in range(g):
-                _add_squares_large(messages[k], squared[k])
-    distance = np.sqrt(squared)
-    if not np.isfinite(distance.sum()):
-        for k, j, place in np.argwhere(np.isinf(distance)):
-            distance[k, j, place] = _far(messages[k, j], messages[k, place])
-    return distance
+                _sum_large(weight[k], messages[k], model[k])
+    return _finite(model)
 
 
-def smallest(values: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Which `count` values of each row are the least: (g, n), (g,) -> bool (g, n). Ties go to the first; NaN last."""
+def mixed(weight: np.ndarray, messages: np.ndarray, filled: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """sum_l weight[k, j, l] messages[k, l] for places j that are to be filled (g, m), of messages present (g, n).
+
+    (g, m, n) float64, each row's sum 1, and (g, n, P) -> (g, m, P) of messages' dtype, 0 where not filled. g m n P.
+    """
+    g, m, n = weight.shape
+    parameters = messages.shape[2]
+    with np.errstate(over="ignore"):
+        if parameters <= _SMALL:
+            together = np.zeros((g, m, parameters))
+            for place in range(n):
+                together += weight[:, :, place, None] * messages[:, place, None]
+            return _finite(together.astype(messages.dtype, copy=False))
+        together = np.zeros((g, m, parameters), messages.dtype)
+        for k in range(g):
+            heavy = weight[k].astype(messages.dtype)
+            if present[k].all() and filled[k].all():
+                np.matmul(heavy, messages[k], out=together[k])
+            else:
+                some = heavy[np.ix_(filled[k], present[k])]
+                together[k, filled[k]] = np.matmul(some, messages[k, present[k]])
+    return _finite(together)
+
+
+def smallest(values: np.ndarray, count: np.ndarray, finer: np.ndarray | None = None) -> np.ndarray:
+    """Which `count` values of each row are the least: (g, n), (g,) -> bool (g, n).
+
+    Of equals those whose `finer` (g, n) are less, if given; then the first. NaN last.
+    """
     g, n = values.shape
-    order = values.argsort(axis=1, kind="stable")
+    order = values.argsort(axis=1, kind="stable") if finer is None else np.lexsort((finer, values), axis=1)
     order += np.arange(0, g * n, n)[:, None]
     least = np.empty(g * n, bool)
     least[order] = np.arange(n) < count[:, None]
@@ -130,53 +87,33 @@ def blend(alpha: float, accepted: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 def normalised(share: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Shares (g, n) >= 0 divided by their sum; all the weight to oneself where that is 0."""
-    total = share.sum(axis=1)
-    lonely = total == 0.0
+    whole = total(share)
+    lonely = whole == 0.0
     if lonely.any():
         share[lonely, own[lonely]] = 1.0
-        total[lonely] = 1.0
-    return share / total[:, None]
+        whole[lonely] = 1.0
+    return share / whole[:, None]
 
 
-def _squared_norms(minuend: np.ndarray, subtrahend: np.ndarray) -> np.ndarray:
-    """Squared norms along the last axis of a difference, in float64."""
-    if minuend.shape[-1] > _FEW:
-        difference = np.subtract(minuend, subtrahend, dtype=np.float64)
-        return np.vecdot(difference, difference)
-    squared = None
-    for p in range(minuend.shape[-1]):
-        difference = np.subtract(minuend[..., p], subtrahend[..., p], dtype=np.float64)
-        difference *= difference
-        squared = difference if squared is None else np.add(squared, difference, out=squared)
-    return squared
-
-
-def _add_squares_large(messages: np.ndarray, squared: np.ndarray) -> None:
-    """Add the squared distances of one agent's messages (n, P) to `squared` (n, n)."""
-    n, parameters = messages.shape
-    difference = np.empty((n, min(parameters, _BLOCK)), messages.dtype)
-    for first in range(0, parameters, _BLOCK):
-        block = messages[:, first : first + _BLOCK]
-        for j in range(n - 1):
-            part = difference[j + 1 :, : block.shape[1]]
-            np.subtract(block[j + 1 :], block[j], out=part)
-            squared[j, j + 1 :] += np.vecdot(part, part)
-    squared += squared.T
-
-
-def _sum_large(weight: np.ndarray, messages: np.ndarray, combined: np.ndarray) -> None:
-    """weight (n,) times messages (n, P) into `combined` (P,); in float64 where a weight is tiny for float32."""
-    if messages.dtype == np.float64 or not ((weight > 0.0) & (weight < _SMALLEST_SINGLE)).any():
-        np.matmul(weight.astype(messages.dtype), messages, out=combined)
+def _sum_large(weight: np.ndarray, messages: np.ndarray, model: np.ndarray) -> None:
+    """weight (n,) times messages (n, P) into `model` (P,); in float64 where weights are too small for float32."""
+    heavy = np.flatnonzero(weight)
+    if len(heavy) == 1:
+        model[:] = messages[heavy[0]]
         return
-    for first in range(0, messages.shape[1], _BLOCK):
-        combined[first : first + _BLOCK] = np.matmul(weight, messages[:, first : first + _BLOCK].astype(np.float64))
+    weight = weight[heavy]
+    if messages.dtype == np.float32 and weight.min() > _SMALLEST_SINGLE:
+        weight = weight.astype(np.float32)
+    for first in range(0, len(model), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        some = messages[:, block] if len(heavy) == len(messages) else messages[heavy, block]
+        np.matmul(weight, some, out=model[block], casting="same_kind")
 
 
-def _far(one: np.ndarray, other: np.ndarray) -> float:
-    """norm(one - other) of vectors (P,) whose squares may overflow, at most the largest float64."""
-    half = one * np.float64(0.5) - other * np.float64(0.5)
-    scale = float(np.abs(half).max())
-    half /= scale
-    half *= half
-    return min(2.0 * (scale * float(np.sqrt(half.sum()))), float(_LARGEST))
+def _finite(models: np.ndarray) -> np.ndarray:
+    """Models that passed the largest number by rounding are brought back to it, in place."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(models.sum()):
+            largest = np.finfo(models.dtype).max
+            np.clip(models, -largest, largest, out=models)
+    return models

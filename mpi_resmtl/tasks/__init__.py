@@ -46,6 +46,12 @@ class Task(Protocol):
     def start(self) -> np.ndarray:
         """Initial models (A, P); forgets all state of an earlier run (optimiser moments)."""
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What else of an iteration the next depends on, by agent (A, ...): optimiser moments."""
+
+    def resume(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what `state` gave, after `start`."""
+
     def samples(self, block: int) -> Any:
         """The samples of iterations block * B and on."""
 

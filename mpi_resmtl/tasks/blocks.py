@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from dataclasses import fields
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -32,3 +33,13 @@ def following(block: np.ndarray, after: np.ndarray) -> np.ndarray:
     if len(block) == len(after) == 1:
         return after
     return np.concatenate([block[1:], after[:1] if len(after) else block[-1:]])
+
+
+def later(samples: Any, start: int) -> Any:
+    """The same samples, a dataclass whose every field has a block's iterations first, from iteration `start` on.
+
+    None stays None.
+    """
+    if samples is None or start == 0:
+        return samples
+    return type(samples)(*(getattr(samples, field.name)[start:] for field in fields(samples)))

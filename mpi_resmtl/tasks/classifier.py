@@ -120,6 +120,15 @@ class ClassifierTask:
             self._optimizer = Adam(self._initial.shape, self.step_size)
         return self._initial.copy()
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Moments (A, P) float32 and steps (A,) int64 of Adam."""
+        return self._optimizer.state() if self._adam else {}
+
+    def resume(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what `state` gave, after `start`."""
+        if self._adam:
+            self._optimizer.resume(**state)
+
     def samples(self, block: int) -> Samples:
         """The batches of iterations block * length and on."""
         return self._blocks[block]
@@ -224,6 +233,14 @@ class Adam:
         self._square = np.zeros(shape, np.float32)
         self._steps = np.zeros(shape[0], np.int64)
         self._step_size, self._beta1, self._beta2, self._epsilon = step_size, beta1, beta2, epsilon
+
+    def state(self) -> dict[str, np.ndarray]:
+        """First and second moments (A, P) and steps taken (A,)."""
+        return {"mean": self._mean, "square": self._square, "steps": self._steps}
+
+    def resume(self, mean: np.ndarray, square: np.ndarray, steps: np.ndarray) -> None:
+        """Go on from what `state` gave."""
+        self._mean[:], self._square[:], self._steps[:] = mean, square, steps
 
     def step(self, k: int, model: np.ndarray, gradient: np.ndarray) -> None:
         """One step of agent k's model (P,), in place; its moments move on."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from mpi_resmtl import loops
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.tasks import regression
 from mpi_resmtl.tasks.regression import Regression, by_component
@@ -40,8 +41,16 @@ def closed_form_risk(model: np.ndarray, target: np.ndarray, position: np.ndarray
     `model` (..., A, 2), `target` and `position` (A, 2) -> (..., A). C is s_u^2 times the identity, or times the matrix
     of ones where the noise is scalar; d + x.u - m.u = (w - m).u + v_d.
     """
-    towards = direction_to(target, position)
-    x, y = np.moveaxis(target - model, -1, 0)
+    return _risk(*_difference(target, model), direction_to(target, position), noise)
+
+
+def _difference(target: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The components of w - m: (A, 2), (..., A, 2) -> (..., A) twice."""
+    return target[:, 0] - model[..., 0], target[:, 1] - model[..., 1]
+
+
+def _risk(x: np.ndarray, y: np.ndarray, towards: np.ndarray, noise: Noise) -> np.ndarray:
+    """The closed form from the components of w - m (..., A) and e (A, 2)."""
     along = x * towards[:, 0] + y * towards[:, 1]
     noisy = (x + y) ** 2 if noise.scalar else x * x + y * y
     return along**2 + noise.direction**2 * noisy + noise.distance**2
@@ -74,6 +83,7 @@ class LocationTask(Regression):
         self.draw = draw
         self._all_positions, self._position = position, position[first : first + len(initial)]
         self._target, self._noise = target, noise
+        self._towards = None if target is None else direction_to(target, self._position)
         self._loss_position, self._judge = loss_position, judge
         self._offsets: dict[Neighbourhoods, np.ndarray] = {}
         self.measures = ("loss",)
@@ -85,19 +95,17 @@ class LocationTask(Regression):
 
     def _make(self, block: int) -> Samples:
         u, d = self.draw(block)
-        q = d[..., None] * u
-        q += self._position
-        signal = np.empty((len(u), 3, u.shape[1]))
+        q, signal = np.empty(u.shape), np.empty((len(u), 3, u.shape[1]))
         signal[:, :2] = u.transpose(0, 2, 1)
+        for p, x in enumerate(self._position.T):
+            np.add(d * signal[:, p], x, out=q[..., p])
         x, y = self._position.T
-        signal[:, 2] = x * signal[:, 0] + y * signal[:, 1] + d
+        np.add(x * signal[:, 0] + y * signal[:, 1], d, out=signal[:, 2])
         return Samples(q=q, signal=signal)
 
     def adapt(self, samples: Samples, i: int, theta: np.ndarray, psi: np.ndarray) -> None:
         """psi = theta + mu (q - theta)."""
-        np.subtract(samples.q[i], theta, out=psi)
-        psi *= self.step_size
-        psi += theta
+        loops.step_towards(samples.q[i], self.step_size, theta, psi)
 
     def lookahead(self, samples: Samples, i: int, psi: np.ndarray) -> np.ndarray:
         """psi + mu (q - psi): (A, 2)."""
@@ -127,12 +135,12 @@ class LocationTask(Regression):
         theta = by_component(theta)
         found = {"loss": self._streaming_loss(samples, theta)}
         if self._target is not None:
-            x, y = np.moveaxis(theta - self._target, -1, 0)
+            x, y = _difference(self._target, theta)
             found["msd"] = x * x + y * y
             if self._noise is not None:
-                psi = by_component(psi)
-                found["risk_before"] = closed_form_risk(psi, self._target, self._position, self._noise)
-                found["risk_after"] = closed_form_risk(theta, self._target, self._position, self._noise)
+                before = _difference(self._target, by_component(psi))
+                found["risk_before"] = _risk(*before, self._towards, self._noise)
+                found["risk_after"] = _risk(x, y, self._towards, self._noise)
         return found
 
     def _offset(self, neighbourhoods: Neighbourhoods) -> np.ndarray:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +11,7 @@ import h5py
 import numpy as np
 from annotated_types import Gt
 
+from mpi_resmtl import hdf5
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph, check_agents, sorted_edges
 from mpi_resmtl.streams import block_length
@@ -34,7 +33,7 @@ class Parameters:
     """The study's own table; what the file says of itself is the default."""
 
     name: Literal["recorded"] = "recorded"
-    file: Annotated[str, "recorded stream"] = ""
+    file: Annotated[str, hdf5.Input(), "recorded stream"] = ""
     step_size: Annotated[float, Gt(0), "mu"] = 0.1
     optimizer: Annotated[Optimizer, "of a classifier"] = "sgd"
     loss_position: Annotated[
@@ -59,9 +58,10 @@ class RecordedStream:
         name = tables["task"].get("file")
         if not isinstance(name, str) or not name:
             raise UserError("a recorded stream needs its file: --set task.file=FILE")
-        with opened(name) as file:
-            length, _ = _checked_shape(file, name)
-            byzantine = _dataset(file, name, "agent/byzantine")[()].astype(np.int64).tolist()
+        hdf5.examine(name)
+        with hdf5.opened(name) as file:
+            length, agents = _checked_shape(file, name)
+            byzantine = _attackers(file, name, agents)
             models = length * file["agent/initial"].size
             attrs = {key: file.attrs[key] for key in file.attrs}
         brought = {
@@ -75,9 +75,11 @@ class RecordedStream:
         numbers = {"step_size": "task", "forgetting_factor": "rule", "initial_accumulated_loss": "rule"}
         for key, table in numbers.items():
             if key in attrs:
-                brought[table][key] = _number(attrs[key], name, key)
+                brought[table][key] = hdf5.number(attrs[key])
+                if brought[table][key] is None:
+                    raise UserError(f"{name}: attribute {key} is {attrs[key]!r}, expected a number")
         if "optimizer" in attrs:
-            brought["task"]["optimizer"] = str(attrs["optimizer"])
+            brought["task"]["optimizer"] = hdf5.text(attrs["optimizer"]) or repr(attrs["optimizer"])
         asked = tables.get("byzantine", {})
         if "count" in asked:
             brought["byzantine"] = {}
@@ -89,14 +91,12 @@ class RecordedStream:
     def scene(parameters: Parameters, seed: int) -> Scene:
         """Graph, positions and targets of the file; agents of one target are one group."""
         name = parameters.file
-        with opened(name) as file:
+        with hdf5.opened(name) as file:
             length, agents = _checked_shape(file, name)
-            edge = _dataset(file, name, "graph/edge")[()]
-            if edge.ndim != 2 or edge.shape[1] != 2 or edge.dtype.kind not in "iu":
-                raise UserError(f"{name}: /graph/edge is {edge.dtype} {edge.shape}, expected integers (E, 2)")
+            edge = hdf5.dataset(file, name, "graph/edge", "iu", (None, 2))[()]
             check_agents(edge, agents, f"{name}: /graph/edge")
             place = {
-                key: _finite(file, name, f"agent/{key}", (agents, 2)) if f"agent/{key}" in file else None
+                key: hdf5.values(file[f"agent/{key}"], name) if f"agent/{key}" in file else None
                 for key in ("position", "target")
             }
         group = np.zeros(agents, np.int32)
@@ -115,18 +115,20 @@ class RecordedStream:
     def task(parameters: Parameters, graph: Graph, seed: int, first: int, count: int) -> Task:
         """Reads the columns of this rank's agents alone, a block of iterations at a time."""
         name, own = parameters.file, slice(first, first + count)
-        with opened(name) as file:
-            model, shape = str(file.attrs["model"]), _dataset(file, name, "stream/x").shape
+        with hdf5.opened(name) as file:
+            model, shape = hdf5.text(file.attrs["model"]), file["stream/x"].shape
             batch, inputs = shape[2], shape[3:]
-            classes = int(file.attrs.get("classes", 0))
-            initial = _finite(file, name, "agent/initial", (graph.agents, None))[own]
+            classes = 0 if model == "location" else _classes(file)
+            initial = _cast(file["agent/initial"][own], classes)
+            if not hdf5.finite(initial):
+                raise UserError(f"{name}: /agent/initial has values that are not finite")
         stream = _Columns(name, own, graph.agents, classes)
         stream.check()
         if model == "location":
             return LocationTask(
                 stream.location,
                 stream.length,
-                initial=initial.astype(np.float64),
+                initial=initial,
                 position=graph.position,
                 first=first,
                 step_size=parameters.step_size,
@@ -145,7 +147,7 @@ class RecordedStream:
             network,
             batches.__getitem__,
             stream.length,
-            initial=np.ascontiguousarray(initial, np.float32),
+            initial=initial,
             step_size=parameters.step_size,
             optimizer=parameters.optimizer,
             batch=batch,
@@ -164,7 +166,7 @@ class _Columns:
     def __init__(self, name: str, own: slice, agents: int, classes: int):
         """`classes` is 0 for a location."""
         self._name, self._own, self._classes = name, own, classes
-        with opened(name) as file:
+        with hdf5.opened(name) as file:
             shape = file["stream/x"].shape
         self._iterations = shape[0]
         self.length = block_length(agents, int(np.prod(shape[2:])) + 1, words=2**20)
@@ -173,7 +175,7 @@ class _Columns:
         """Read everything once; raises UserError where a number is not finite or a label out of range."""
         for block in range(-(-self._iterations // self.length)):
             x, y, _ = self._read(block)
-            if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            if not (hdf5.finite(x) and hdf5.finite(y)):
                 first = block * self.length + 1
                 raise UserError(
                     f"{self._name}: /stream has values that are not finite in iteration {first} or soon after"
@@ -184,70 +186,40 @@ class _Columns:
     def location(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """u (b, A, 2) and d (b, A)."""
         x, y, _ = self._read(block)
-        return x.astype(np.float64), y.astype(np.float64)
+        return x, y.astype(np.float64)
 
     def batches(self, block: int) -> Samples:
         """Batches of a classifier."""
         x, y, active = self._read(block)
         if active is None:
             active = np.ones(x.shape[:2], bool)
-        return Samples(np.ascontiguousarray(x, np.float32), y.astype(np.int64), active)
+        return Samples(x, y.astype(np.int64), active)
 
     def _read(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         rows = slice(block * self.length, (block + 1) * self.length)
-        with opened(self._name) as file:
+        with hdf5.opened(self._name) as file:
             x, y = (file[f"stream/{part}"][rows, self._own] for part in "xy")
-            active = file["stream/active"][rows, self._own] if "stream/active" in file else None
-        return x, y, active
-
-
-@contextmanager
-def opened(name: str) -> Iterator[h5py.File]:
-    """The file, read only; raises UserError when it is missing or not a whole HDF5 file."""
-    if not Path(name).is_file():
-        raise UserError(f"task.file: no such file: {name}")
-    try:
-        with h5py.File(name, "r") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{name}: not a whole HDF5 file: {str(error).splitlines()[0]}") from None
-
-
-def _dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
-    if not isinstance(file.get(path), h5py.Dataset):
-        raise UserError(f"{name}: has no /{path}")
-    return file[path]
-
-
-def _finite(file: h5py.File, name: str, path: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """A dataset of numbers whose shape and values are as they must be; None stands for any length."""
-    found = _dataset(file, name, path)
-    fits = len(found.shape) == len(shape) and all(w in (None, f) for w, f in zip(shape, found.shape, strict=True))
-    if not fits or found.dtype.kind not in "fiu":
-        raise UserError(f"{name}: /{path} is {found.dtype} {found.shape}, expected numbers {shape}")
-    values = found[()]
-    if not np.isfinite(values).all():
-        raise UserError(f"{name}: /{path} has values that are not finite")
-    return values
+            active = file["stream/active"][rows, self._own].astype(bool) if "stream/active" in file else None
+        return _cast(x, self._classes), y, active
 
 
 def _checked_shape(file: h5py.File, name: str) -> tuple[int, int]:
     """(T, n) of a stream whose parts fit together."""
-    model = file.attrs.get("model")
+    model = hdf5.text(file.attrs.get("model"))
     if model not in MODELS:
         raise UserError(f"{name}: attribute model is {model!r}, expected one of {', '.join(MODELS)}")
-    x, y = _dataset(file, name, "stream/x"), _dataset(file, name, "stream/y")
-    initial = _dataset(file, name, "agent/initial")
-    _dataset(file, name, "graph/edge")
-    byzantine = _dataset(file, name, "agent/byzantine")
+    x = hdf5.dataset(file, name, "stream/x")
+    y = hdf5.dataset(file, name, "stream/y", "fiu" if model == "location" else "iu")
+    initial = hdf5.dataset(file, name, "agent/initial")
+    hdf5.dataset(file, name, "graph/edge", "iu", (None, 2))
     if initial.ndim != 2 or x.ndim < 3 or 0 in x.shape or x.shape[1] != initial.shape[0]:
         raise UserError(
             f"{name}: /stream/x {x.shape} and /agent/initial {initial.shape} do not fit (T, n, ...) and (n, P)"
         )
     length, agents = x.shape[:2]
     wanted = x.shape[:2] if model == "location" else x.shape[:3]
-    if y.shape != wanted or (model != "location" and y.dtype.kind not in "iu"):
-        raise UserError(f"{name}: /stream/y is {y.dtype} {y.shape}, expected {wanted}, labels as integers")
+    if y.shape != wanted:
+        raise UserError(f"{name}: /stream/y is {y.dtype} {y.shape}, expected {wanted}")
     last = {
         "location": x.shape[2:] == (2,),
         "linear-classifier": x.ndim == 4,
@@ -258,25 +230,39 @@ def _checked_shape(file: h5py.File, name: str) -> tuple[int, int]:
     if model == "location":
         if initial.shape[1] != 2:
             raise UserError(f"{name}: /agent/initial is {initial.shape}, expected ({agents}, 2)")
-        if "agent/position" not in file:
-            raise UserError(f"{name}: has no /agent/position")
-    elif "classes" not in file.attrs or int(file.attrs["classes"]) < 2:
+        hdf5.dataset(file, name, "agent/position", shape=(agents, 2))
+    elif (_classes(file) or 0) < 2:
         raise UserError(f"{name}: attribute classes is missing or below 2")
-    if "stream/active" in file and file["stream/active"].shape != x.shape[:2]:
-        raise UserError(f"{name}: /stream/active is {file['stream/active'].shape}, expected {x.shape[:2]}")
-    attackers = byzantine[()]
-    if attackers.ndim != 1 or (
-        attackers.size and (attackers.dtype.kind not in "iu" or (np.diff(attackers) <= 0).any())
-    ):
-        raise UserError(f"{name}: /agent/byzantine must hold agents in ascending order")
+    elif model == "digit-cnn" and _classes(file) != DigitCNN.classes:
+        raise UserError(f"{name}: attribute classes is {_classes(file)}, which {model} does not take")
+    if "agent/target" in file:
+        hdf5.dataset(file, name, "agent/target", shape=(agents, 2))
+    if "stream/active" in file:
+        hdf5.dataset(file, name, "stream/active", "biu", (length, agents))
+    _attackers(file, name, agents)
     return int(length), int(agents)
 
 
-def _number(value: Any, name: str, key: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}: attribute {key} is {value!r}, expected a number") from None
+def _cast(values: np.ndarray, classes: int) -> np.ndarray:
+    """In the precision of the model, C-contiguous; what is too large for it becomes inf."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, np.float32 if classes else np.float64)
+
+
+def _classes(file: h5py.File) -> int | None:
+    return hdf5.whole_number(file.attrs.get("classes"))
+
+
+def _attackers(file: h5py.File, name: str, agents: int) -> list[int]:
+    """The Byzantine agents."""
+    # An empty list is written as floating-point numbers.
+    found = hdf5.dataset(file, name, "agent/byzantine", shape=(None,))
+    if len(found) > agents:
+        raise UserError(f"{name}: /agent/byzantine has {len(found)} entries for {agents} agents")
+    ids = found[()]
+    if ids.size and (ids.dtype.kind not in "iu" or (ids[1:] <= ids[:-1]).any()):
+        raise UserError(f"{name}: /agent/byzantine must hold agents in ascending order")
+    return ids.astype(np.int64).tolist()
 
 
 def _sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from mpi_resmtl import loops
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.tasks.blocks import Blocks, following
 
@@ -39,6 +40,13 @@ class Regression:
         """Initial models: float64 (A, P)."""
         return self._initial.copy()
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Nothing: models are all that steps depend on."""
+        return {}
+
+    def resume(self, state: dict[str, np.ndarray]) -> None:
+        """Nothing to go on from."""
+
     def samples(self, block: int) -> Samples:
         """The samples of iterations block * B and on."""
         return self._blocks[block]
@@ -55,12 +63,7 @@ class Regression:
 
     def judge(self, samples: Samples, i: int, neighbourhoods: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
         """(y_k - u_k'm)^2 for each message (E, P) on its target's sample."""
-        *u, reading = samples.signal[i].take(neighbourhoods.target, axis=1)
-        for component, m in zip(u, messages.T, strict=True):
-            component *= m
-            reading -= component
-        reading *= reading
-        return reading
+        return loops.squared_residuals(samples.signal[i], neighbourhoods.target, messages)
 
     def losses(self, samples: Samples, theta: np.ndarray) -> np.ndarray:
         """(y_k - u_k'theta_k)^2 of models (b, A, P) on the samples of the block's first b iterations: (b, A)."""

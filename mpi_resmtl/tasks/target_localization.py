@@ -91,15 +91,17 @@ class TargetLocalization:
         """Samples d = (w - x).u + v_d, u = e + v_u with e = (w - x)/norm(w - x); v ~ N(0, an agent's deviation)."""
         noise = _noise(parameters, seed, slice(first, first + count))
         own = slice(first, first + count)
-        towards = direction_to(graph.target[own], graph.position[own])
+        towards = direction_to(graph.target[own], graph.position[own]).T.copy()
         away_x, away_y = (graph.target[own] - graph.position[own]).T
         stream = Stream(seed, "sample", parameters.agents, 3, first, count)
 
         def draw(block: int) -> tuple[np.ndarray, np.ndarray]:
-            normal = stream.normal(block)
-            v_u = normal[..., :1] if noise.scalar else normal[..., :2]
-            u = towards + noise.direction[:, None] * v_u
-            return u, away_x * u[..., 0] + away_y * u[..., 1] + noise.distance * normal[..., 2]
+            normal = stream.normal_by_component(block)
+            u = noise.direction * (normal[:, :1] if noise.scalar else normal[:, :2])
+            u = u + towards
+            d = away_x * u[:, 0] + away_y * u[:, 1]
+            d += noise.distance * normal[:, 2]
+            return u.swapaxes(1, 2), d
 
         return LocationTask(
             draw,

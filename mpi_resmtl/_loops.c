@@ -1,0 +1,371 @@
+/* The loops of loops_in_numpy.py, to the same bits: every sum runs in agent order, one term after the other, and the
+   compiler may neither reorder nor contract (setup.py). Arguments are checked: a wrong type or shape raises TypeError
+   or ValueError, a place outside an array IndexError. */
+
+#define PY_SSIZE_T_CLEAN
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define NPY_TARGET_VERSION NPY_2_0_API_VERSION
+#include <Python.h>
+#include <float.h>
+#include <numpy/arrayobject.h>
+
+#define SMALLEST 1e-290
+
+typedef npy_intp place;
+typedef unsigned __int128 wide;
+
+/* The data of an array of the wanted type and dimensions, C-contiguous; NULL with an exception if it is not. */
+static void *array(PyObject *object, int type, int dimensions, const char *name)
+{
+    PyArrayObject *found = (PyArrayObject *)object;
+    if (PyArray_Check(object) && PyArray_TYPE(found) == type && PyArray_NDIM(found) == dimensions &&
+        PyArray_ISCARRAY_RO(found))
+        return PyArray_DATA(found);
+    PyErr_Format(PyExc_TypeError, "%s must be a C-contiguous array of %s with %d dimensions", name,
+                 type == NPY_DOUBLE ? "float64" : type == NPY_INTP ? "intp" : "uint64", dimensions);
+    return NULL;
+}
+
+/* Likewise of one that is written to. */
+static double *writable(PyObject *object, int dimensions, const char *name)
+{
+    double *data = array(object, NPY_DOUBLE, dimensions, name);
+    if (data && !PyArray_ISWRITEABLE((PyArrayObject *)object)) {
+        PyErr_Format(PyExc_ValueError, "%s is read-only", name);
+        return NULL;
+    }
+    return data;
+}
+
+#define FLOATS(object, dimensions) ((const double *)array(object, NPY_DOUBLE, dimensions, #object))
+#define WRITABLE(object, dimensions) writable(object, dimensions, #object)
+#define PLACES(object) ((const place *)array(object, NPY_INTP, 1, #object))
+#define SIZE(object, axis) PyArray_DIM((PyArrayObject *)(object), axis)
+
+static int arguments(Py_ssize_t given, Py_ssize_t wanted)
+{
+    if (given == wanted)
+        return 1;
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, given);
+    return 0;
+}
+
+static PyObject *fail(PyObject *result, PyObject *exception, const char *message)
+{
+    Py_XDECREF(result);
+    PyErr_SetString(exception, message);
+    return NULL;
+}
+
+static PyObject *new_array(int dimensions, place rows, place columns)
+{
+    place shape[2] = {rows, columns};
+    return PyArray_SimpleNew(dimensions, shape, NPY_DOUBLE);
+}
+
+/* The edge after the neighbourhood that begins at `first`. */
+static inline place end_of(const place *agent, place first, place edges)
+{
+    place end = first + 1;
+    while (end < edges && agent[end] == agent[first])
+        end++;
+    return end;
+}
+
+static const char *const OUTSIDE = "a place is outside its array";
+static const char *const UNEQUAL = "lengths do not agree";
+
+/* philox(key, counter, counters) */
+static PyObject *philox(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 3))
+        return NULL;
+    PyObject *key = given[0];
+    const npy_uint64 *k = array(key, NPY_UINT64, 1, "key");
+    if (!k)
+        return NULL;
+    npy_uint64 first = PyLong_AsUnsignedLongLong(given[1]);
+    place counters = PyErr_Occurred() ? -1 : PyLong_AsSsize_t(given[2]), size = 4 * counters;
+    if (PyErr_Occurred())
+        return NULL;
+    if (SIZE(key, 0) != 2 || counters < 0)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *words = PyArray_SimpleNew(1, &size, NPY_UINT64);
+    if (!words)
+        return NULL;
+    npy_uint64 *to = PyArray_DATA((PyArrayObject *)words);
+    for (place i = 0; i < counters; i++) {
+        npy_uint64 a = first + 1 + (npy_uint64)i, b = 0, c = 0, d = 0, k0 = k[0], k1 = k[1];
+        for (int round = 0; round < 10; round++) {
+            wide one = (wide)0xD2E7470EE14C6C93u * a, other = (wide)0xCA5A826395121157u * c;
+            a = (npy_uint64)(other >> 64) ^ b ^ k0;
+            b = (npy_uint64)other;
+            c = (npy_uint64)(one >> 64) ^ d ^ k1;
+            d = (npy_uint64)one;
+            k0 += 0x9E3779B97F4A7C15u;
+            k1 += 0xBB67AE8584CAA73Bu;
+        }
+        *to++ = a;
+        *to++ = b;
+        *to++ = c;
+        *to++ = d;
+    }
+    return words;
+}
+
+/* gather(rows, row) */
+static PyObject *gather(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 2))
+        return NULL;
+    PyObject *rows = given[0], *row = given[1];
+    const double *from = FLOATS(rows, 2);
+    const place *at = from ? PLACES(row) : NULL;
+    if (!at)
+        return NULL;
+    place length = SIZE(rows, 0), parameters = SIZE(rows, 1), edges = SIZE(row, 0);
+    PyObject *messages = new_array(2, edges, parameters);
+    if (!messages)
+        return NULL;
+    double *to = PyArray_DATA((PyArrayObject *)messages);
+    for (place e = 0; e < edges; e++) {
+        if ((size_t)at[e] >= (size_t)length)
+            return fail(messages, PyExc_IndexError, OUTSIDE);
+        const double *m = from + at[e] * parameters;
+        for (place p = 0; p < parameters; p++)
+            *to++ = m[p];
+    }
+    return messages;
+}
+
+/* squared_residuals(signal, target, messages) */
+static PyObject *squared_residuals(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 3))
+        return NULL;
+    PyObject *signal = given[0], *target = given[1], *messages = given[2];
+    const double *u = FLOATS(signal, 2);
+    const place *of = u ? PLACES(target) : NULL;
+    const double *m = of ? FLOATS(messages, 2) : NULL;
+    if (!m)
+        return NULL;
+    place parameters = SIZE(messages, 1), agents = SIZE(signal, 1), edges = SIZE(target, 0);
+    if (SIZE(messages, 0) != edges || SIZE(signal, 0) != parameters + 1)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *losses = new_array(1, edges, 0);
+    if (!losses)
+        return NULL;
+    double *loss = PyArray_DATA((PyArrayObject *)losses);
+    const double *y = u + parameters * agents;
+    for (place e = 0; e < edges; e++) {
+        place k = of[e];
+        if ((size_t)k >= (size_t)agents)
+            return fail(losses, PyExc_IndexError, OUTSIDE);
+        double residual = y[k];
+        for (place p = 0; p < parameters; p++)
+            residual -= u[p * agents + k] * *m++;
+        loss[e] = residual * residual;
+    }
+    return losses;
+}
+
+/* squared_distances(anchor, target, messages) */
+static PyObject *squared_distances(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 3))
+        return NULL;
+    PyObject *anchor = given[0], *target = given[1], *messages = given[2];
+    const double *a = FLOATS(anchor, 2);
+    const place *of = a ? PLACES(target) : NULL;
+    const double *m = of ? FLOATS(messages, 2) : NULL;
+    if (!m)
+        return NULL;
+    place parameters = SIZE(messages, 1), agents = SIZE(anchor, 0), edges = SIZE(target, 0);
+    if (SIZE(messages, 0) != edges || SIZE(anchor, 1) != parameters)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *squared = new_array(1, edges, 0);
+    if (!squared)
+        return NULL;
+    double *to = PyArray_DATA((PyArrayObject *)squared);
+    for (place e = 0; e < edges; e++) {
+        place k = of[e];
+        if ((size_t)k >= (size_t)agents)
+            return fail(squared, PyExc_IndexError, OUTSIDE);
+        double sum = 0.0;
+        for (place p = 0; p < parameters; p++) {
+            double difference = *m++ - a[k * parameters + p];
+            sum += difference * difference;
+        }
+        to[e] = sum;
+    }
+    return squared;
+}
+
+/* average_in(held, value, forgetting_factor) */
+static PyObject *average_in(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 3))
+        return NULL;
+    PyObject *held = given[0], *value = given[1];
+    double *average = WRITABLE(held, 1);
+    const double *v = average ? FLOATS(value, 1) : NULL;
+    if (!v)
+        return NULL;
+    double nu = PyFloat_AsDouble(given[2]);
+    if (nu == -1.0 && PyErr_Occurred())
+        return NULL;
+    place edges = SIZE(held, 0);
+    if (SIZE(value, 0) != edges)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    int bad = 0;
+    for (place e = 0; e < edges; e++)
+        bad |= !(v[e] <= DBL_MAX && v[e] >= -DBL_MAX);
+    if (bad)
+        Py_RETURN_FALSE;
+    double kept = 1.0 - nu;
+    for (place e = 0; e < edges; e++)
+        average[e] = average[e] * kept + v[e] * nu;
+    Py_RETURN_TRUE;
+}
+
+/* Divide shares by their sum over each neighbourhood. */
+static void divide(double *share, const place *agent, place edges)
+{
+    for (place first = 0; first < edges;) {
+        place end = end_of(agent, first, edges);
+        double total = 0.0;
+        for (place e = first; e < end; e++)
+            total += share[e];
+        for (; first < end; first++)
+            share[first] /= total;
+    }
+}
+
+/* normalise(share, agent) */
+static PyObject *normalise(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 2))
+        return NULL;
+    PyObject *share = given[0], *agent = given[1];
+    const double *from = FLOATS(share, 1);
+    const place *of = from ? PLACES(agent) : NULL;
+    if (!of)
+        return NULL;
+    place edges = SIZE(share, 0);
+    if (SIZE(agent, 0) != edges)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *weights = new_array(1, edges, 0);
+    if (!weights)
+        return NULL;
+    double *weight = PyArray_DATA((PyArrayObject *)weights);
+    for (place e = 0; e < edges; e++)
+        weight[e] = from[e];
+    divide(weight, of, edges);
+    return weights;
+}
+
+/* inverse_weights(held, agent, own) */
+static PyObject *inverse_weights(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 3))
+        return NULL;
+    PyObject *held = given[0], *agent = given[1], *own = given[2];
+    const double *from = FLOATS(held, 1);
+    const place *of = from ? PLACES(agent) : NULL;
+    const place *oneself = of && own != Py_None ? PLACES(own) : NULL;
+    if (!of || (!oneself && own != Py_None))
+        return NULL;
+    place edges = SIZE(held, 0);
+    if (SIZE(agent, 0) != edges || (oneself && SIZE(own, 0) != edges))
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *weights = new_array(1, edges, 0);
+    if (!weights)
+        return NULL;
+    double *weight = PyArray_DATA((PyArrayObject *)weights);
+    for (place e = 0; e < edges; e++)
+        weight[e] = 1.0 / (from[e] <= SMALLEST ? SMALLEST : from[e]);
+    for (place e = 0; oneself && e < edges; e++) {
+        if ((size_t)oneself[e] >= (size_t)edges)
+            return fail(weights, PyExc_IndexError, OUTSIDE);
+        weight[e] *= from[e] <= from[oneself[e]] ? 1.0 : 0.0;
+    }
+    divide(weight, of, edges);
+    return weights;
+}
+
+/* weighted_sums(weight, messages, agent, row, models) */
+static PyObject *weighted_sums(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 5))
+        return NULL;
+    PyObject *weight = given[0], *messages = given[1], *agent = given[2], *row = given[3], *models = given[4];
+    const double *a = FLOATS(weight, 1);
+    const double *m = a ? FLOATS(messages, 2) : NULL;
+    const place *of = m ? PLACES(agent) : NULL;
+    const place *at = of ? PLACES(row) : NULL;
+    double *model = at ? WRITABLE(models, 2) : NULL;
+    if (!model)
+        return NULL;
+    place parameters = SIZE(messages, 1), edges = SIZE(weight, 0), agents = SIZE(row, 0), rows = SIZE(models, 0);
+    if (SIZE(messages, 0) != edges || SIZE(agent, 0) != edges || SIZE(models, 1) != parameters)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    for (place first = 0; first < edges;) {
+        place end = end_of(of, first, edges);
+        if ((size_t)of[first] >= (size_t)agents || (size_t)at[of[first]] >= (size_t)rows)
+            return fail(NULL, PyExc_IndexError, OUTSIDE);
+        double *sum = model + at[of[first]] * parameters;
+        if (parameters == 2) {
+            double x = 0.0, y = 0.0;
+            for (; first < end; first++) {
+                x += a[first] * m[2 * first];
+                y += a[first] * m[2 * first + 1];
+            }
+            sum[0] = x;
+            sum[1] = y;
+        } else {
+            for (place p = 0; p < parameters; p++)
+                sum[p] = 0.0;
+            for (; first < end; first++)
+                for (place p = 0; p < parameters; p++)
+                    sum[p] += a[first] * m[first * parameters + p];
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+/* step_towards(point, share, models, moved) */
+static PyObject *step_towards(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 4))
+        return NULL;
+    PyObject *point = given[0], *models = given[2], *moved = given[3];
+    const double *goal = FLOATS(point, 2);
+    const double *from = goal ? FLOATS(models, 2) : NULL;
+    double *to = from ? WRITABLE(moved, 2) : NULL;
+    double share = to ? PyFloat_AsDouble(given[1]) : 0.0;
+    if (!to || (share == -1.0 && PyErr_Occurred()))
+        return NULL;
+    for (int axis = 0; axis < 2; axis++)
+        if (SIZE(point, axis) != SIZE(models, axis) || SIZE(moved, axis) != SIZE(models, axis))
+            return fail(NULL, PyExc_ValueError, UNEQUAL);
+    place size = PyArray_SIZE((PyArrayObject *)models);
+    for (place i = 0; i < size; i++)
+        to[i] = (goal[i] - from[i]) * share + from[i];
+    Py_RETURN_NONE;
+}
+
+#define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
+
+static PyMethodDef METHODS[] = {
+    METHOD(philox),     METHOD(gather),    METHOD(squared_residuals), METHOD(squared_distances),
+    METHOD(average_in), METHOD(normalise), METHOD(inverse_weights),   METHOD(weighted_sums),
+    METHOD(step_towards), {NULL},
+};
+
+static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_loops", NULL, -1, METHODS};
+
+PyMODINIT_FUNC PyInit__loops(void)
+{
+    import_array();
+    return PyModule_Create(&MODULE);
+}

@@ -1,0 +1,28 @@
+"""The loops over edges: those in C where the package was built with a compiler, else those in numpy, to the same bits.
+
+`loops_in_numpy` says what they do. `MPI_RESMTL_LOOPS=numpy` keeps the ones in C out of use.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mpi_resmtl import loops_in_numpy
+
+try:
+    from mpi_resmtl import _loops
+except ImportError:
+    _loops = None
+
+IN_USE = "numpy" if _loops is None or os.environ.get("MPI_RESMTL_LOOPS") == "numpy" else "C"
+_chosen = _loops if IN_USE == "C" else loops_in_numpy
+
+philox = _chosen.philox
+gather = _chosen.gather
+squared_residuals = _chosen.squared_residuals
+squared_distances = _chosen.squared_distances
+average_in = _chosen.average_in
+normalise = _chosen.normalise
+inverse_weights = _chosen.inverse_weights
+weighted_sums = _chosen.weighted_sums
+step_towards = _chosen.step_towards

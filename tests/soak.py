@@ -1,0 +1,224 @@
+"""Kills runs at random moments and resumes them on other numbers of ranks, until they end with the unbroken run's file.
+
+    python tests/soak.py --kills 200
+
+A run is started, killed, resumed, killed again and so on up to five times, then left to end. After every kill what was
+saved has to be in the unfinished result file, to the bit; at the end, the whole file has to be that of a run on one
+rank that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+from mpirun import alone, command, variables
+from results import UNREPEATABLE, assert_identical
+
+from mpi_resmtl import checkpoint
+
+WAYS = ("kill mpirun", "kill a rank", "SIGTERM", "SIGTERM to a rank", "SIGUSR1")
+_RUN_ENDS_BY = 120.0
+
+
+@dataclass
+class Case:
+    """A run that is to be killed."""
+
+    preset: str
+    settings: list[str]
+    most_ranks: int = 5
+    reference: Path | None = None
+    iterating: float = 1.0
+    """Seconds from when the result file appears until the run ends, about."""
+
+    def arguments(self, output: Path) -> list[str]:
+        """The command line of the run, without resuming."""
+        pairs = [word for setting in (*self.settings, "checkpoint.every=5") for word in ("--set", setting)]
+        return ["run", self.preset, *pairs, "--output", str(output)]
+
+
+CASES = {
+    "localisation": Case("fig1c", ["iterations=300", "record.models=50", "rules=none,loss,loss-robust"]),
+    "attack with state": Case(
+        "fig1c",
+        [
+            "iterations=100",
+            "byzantine.attack=drift-blind",
+            "byzantine.relative=true",
+            "byzantine.count=6",
+            "rule.b=2",
+            "rule.excess=cap",
+            "rules=none,distance,f-filter",
+        ],
+    ),
+    "activity": Case(
+        "fig2b", ["epochs=3", "task.agents=8", "byzantine.count=3", "task.data=stand-in", "rules=none,loss"], 4
+    ),
+}
+
+
+@dataclass
+class Soak:
+    """What was done so far."""
+
+    folder: Path
+    random: random.Random
+    kills: Counter = field(default_factory=Counter)
+    resumed: int = 0
+    from_checkpoint: int = 0
+    ends: int = 0
+
+    def unbroken(self, name: str, case: Case) -> None:
+        """Run a case undisturbed on one rank."""
+        case.reference = self.folder / f"{name.replace(' ', '-')}.h5"
+        began = time.monotonic()
+        done = alone(*case.arguments(case.reference), timeout=600)
+        assert done.returncode == 0, done.stderr
+        case.iterating = max(0.3, time.monotonic() - began - 1.0)
+
+    def chain(self, case: Case, kills: int) -> None:
+        """Start a run, kill it so many times, and let it end."""
+        output = self.folder / f"run-{self.ends}.h5"
+        killed = 0
+        while killed < kills:
+            ranks = self.random.randint(1, case.most_ranks)
+            way = self.random.choice(WAYS)
+            with tempfile.TemporaryFile("w+") as said:
+                job = self._start(case, output, ranks, resume=killed > 0, said=said)
+                self._wait(job, output, case)
+                if job.poll() is None:
+                    self._kill(job, way)
+                    self.kills[way] += 1
+                    killed += 1
+                status = job.wait(_RUN_ENDS_BY)
+                said.seek(0)
+                told = said.read()
+            if output.exists():
+                # It has ended before the blow fell, or in spite of it.
+                break
+            assert status != 0, told
+            assert "Traceback" not in told, told
+            check_unfinished(output, case.reference)
+        there = bool(checkpoint.left(output))
+        ranks = self.random.randint(1, case.most_ranks)
+        with tempfile.TemporaryFile("w+") as said:
+            status = self._start(case, output, ranks, resume=True, said=said).wait(_RUN_ENDS_BY)
+            said.seek(0)
+            assert status == 0, said.read()
+        self.resumed += 1
+        self.from_checkpoint += there
+        self.ends += 1
+        assert_identical(case.reference, output)
+        left = sorted(path.name for path in output.parent.glob(f"{output.name}*"))
+        assert left == [output.name], left
+        output.unlink()
+
+    def _start(self, case: Case, output: Path, ranks: int, resume: bool, said) -> subprocess.Popen:
+        arguments = [*case.arguments(output), *(["--resume"] if resume else [])]
+        return subprocess.Popen(
+            command(ranks, *arguments),
+            stdout=said,
+            stderr=said,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=variables(),
+        )
+
+    def _wait(self, job: subprocess.Popen, output: Path, case: Case) -> None:
+        """Until a random moment: mostly after the result file is there, now and then in the start-up."""
+        if self.random.random() < 0.1:
+            time.sleep(self.random.uniform(0.2, 2.0))
+            return
+        part, began = output.with_name(f"{output.name}.part"), time.time()
+        while job.poll() is None and not (part.exists() and part.stat().st_mtime > began):
+            time.sleep(0.01)
+        time.sleep(self.random.uniform(0.0, case.iterating))
+
+    def _kill(self, job: subprocess.Popen, way: str) -> None:
+        ranks = children(job.pid)
+        rank = self.random.choice(ranks or [job.pid])
+        target, number = {
+            "kill mpirun": (job.pid, signal.SIGKILL),
+            "kill a rank": (rank, signal.SIGKILL),
+            "SIGTERM": (job.pid, signal.SIGTERM),
+            "SIGTERM to a rank": (rank, signal.SIGTERM),
+            "SIGUSR1": (job.pid, signal.SIGUSR1),
+        }[way]
+        os.kill(target, number)
+
+
+def children(pid: int) -> list[int]:
+    """The ranks of an mpirun; none where the process is a rank itself."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def check_unfinished(output: Path, reference: Path) -> None:
+    """What was saved is in the unfinished result file, as the unbroken run's has it."""
+    part = output.with_name(f"{output.name}.part")
+    there = checkpoint.left(output)
+    if not there:
+        return
+    saved = checkpoint.read(there[0])
+    if shutil.which("h5dump"):
+        dumped = subprocess.run(["h5dump", "-H", str(part)], capture_output=True, text=True)
+        assert dumped.returncode == 0, dumped.stderr
+        assert "iteration" in dumped.stdout
+    with h5py.File(part, "r") as found, h5py.File(reference, "r") as wanted:
+        for number, rule in enumerate(json.loads(found.attrs["rules"])):
+            for name, values in found["rule"][rule].items():
+                if name in UNREPEATABLE or number > saved.position.rule:
+                    continue
+                rows = len(values)
+                if number == saved.position.rule:
+                    along = values.dims[0][0].name.removeprefix("/")
+                    rows = np.count_nonzero(found[along][()] <= saved.position.iteration) if "iteration" in along else 0
+                expected = wanted["rule"][rule][name][:rows]
+                assert values[:rows].tobytes() == expected.tobytes(), f"{rule}/{name} up to {saved.position}"
+
+
+def soak(folder: Path, kills: int, seed: int, names: list[str], tell=lambda text: None) -> Soak:
+    """Kill runs of these cases so many times in all, and check every one."""
+    done = Soak(folder, random.Random(seed))
+    for name in names:
+        done.unbroken(name, CASES[name])
+    while sum(done.kills.values()) < kills:
+        name = names[done.ends % len(names)]
+        left = kills - sum(done.kills.values())
+        done.chain(CASES[name], min(left, done.random.randint(1, 5)))
+        tell(f"{sum(done.kills.values())} kills {dict(done.kills)}, {done.ends} runs ended with the same bits")
+    return done
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", default=",".join(CASES), help="of " + ", ".join(CASES))
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        done = soak(Path(folder), asked.kills, asked.seed, asked.cases.split(","), lambda text: print(text, flush=True))
+    print(
+        f"{sum(done.kills.values())} kills, {done.ends} runs, all the same to the bit, {time.monotonic() - began:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
