@@ -115,6 +115,12 @@ def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
     return result
 
 
+def refuse(message: str | None) -> None:
+    """Raise UserError with the message, unless it is None."""
+    if message is not None:
+        raise UserError(message)
+
+
 def on_root(comm: MPI.Comm, action: Callable[[], Result]) -> Result | None:
     """What `action` gives on rank 0, None elsewhere; errors as in `together`."""
     return together(comm, action if comm.rank == 0 else lambda: None)

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl import checkpoint, hdf5, recorder
+from mpi_resmtl import checkpoint, hdf5, memory, recorder
 from mpi_resmtl.adversary import Adversary
 from mpi_resmtl.attacks import ATTACKS, Knowledge, Messages, Stage
 from mpi_resmtl.checkpoint import Files, Saved
@@ -26,7 +26,7 @@ from mpi_resmtl.exchange import Collusion, Everyone, open_exchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.judging import Judge
 from mpi_resmtl.keeper import Keeper, Start, pieces, stages, start, unlock
-from mpi_resmtl.launch import Refused, Stopped, on_root, together
+from mpi_resmtl.launch import Refused, Stopped, on_root, refuse, together
 from mpi_resmtl.neighbourhoods import tiles
 from mpi_resmtl.partition import Partition, Share, partition, shares
 from mpi_resmtl.progress import Progress, silent
@@ -47,6 +47,8 @@ class Plan:
     """(n,) neighbours of each agent, itself left out."""
     scene: Scene
     """What the study says of itself; without its arrays."""
+    needs: list[int]
+    """Bytes of memory that each rank takes, estimated."""
 
 
 def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
@@ -54,6 +56,9 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     study = TASKS[experiment.task.name]
     for parameters in (experiment.task, experiment.attack):
         hdf5.examine_inputs(parameters)
+    size = study.size(experiment.task)
+    drawn = memory.AGENT * size.agents + 3 * size.agents * size.parameters * size.itemsize + size.fixed
+    memory.require(drawn, f"{size.agents} agents with models of {size.parameters} parameters")
     scene = study.scene(experiment.task, experiment.seed)
     agents = len(scene.group)
     if scene.length is not None and experiment.iterations > scene.length:
@@ -75,7 +80,11 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     graph = Graph(edge, byzantine, scene.group, scene.position, scene.target, scene.epoch)
     _settle_b(experiment, graph)
     alone = replace(scene, position=None, target=None, edge=None, judging=None, learning=None)
-    return Plan(experiment, graph, len(edge), np.bincount(edge[:, 1], minlength=agents) - 1, alone), cut
+    degree = np.bincount(edge[:, 1], minlength=agents) - 1
+    held = memory.crossing(edge, byzantine, cut[0].offsets)
+    knowing = byzantine.any() and _knowledge(experiment) not in ("nothing", "own")
+    needs = memory.needs(experiment, size, held, int(degree.max()) + 1, knowing)
+    return Plan(experiment, graph, len(edge), degree, alone, needs), cut
 
 
 def _settle_b(experiment: Experiment, graph: Graph) -> None:
@@ -106,6 +115,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
             planned.graph = replace(graph, edge=graph.edge[:0])
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
+    length = planned.experiment.iterations
+    what = f"a run of {planned.graph.agents} agents with {planned.edges} edges and {length} iterations"
+    wrong = memory.check(comm, planned.needs, what)
+    together(comm, lambda: refuse(wrong))
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
     who = planned.experiment.byzantine
     attack, way, knows = ATTACKS[who.attack], planned.experiment.exchange.shared, _knowledge(planned.experiment)
@@ -221,6 +234,7 @@ def open_recorder(
         rules = {name: _held(experiment, name) for name in experiment.rules}
         if saved is not None and recorder.stages(path, about.run) == about.stages:
             return about
+        memory.check_disk(memory.file_size(layout, rules.values()), path.parent)
         new = path if saved is None else path.with_name(f"{path.name}.new")
         try:
             recorder.create(new, layout, graph, rules, about)

@@ -152,7 +152,7 @@ def _here(asked: argparse.Namespace, size: Size) -> str:
 
 
 def _is_sweep(source: str, settings: list[str]) -> bool:
-    from mpi_resmtl.sweep import is_sweep
+    from mpi_resmtl.cells import is_sweep
 
     return is_sweep(read(source, settings))
 

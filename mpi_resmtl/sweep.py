@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
+from mpi_resmtl import memory
 from mpi_resmtl.board import INDEX, Board, Outcome, lock, open_board
 from mpi_resmtl.cells import Sweep, load
 from mpi_resmtl.errors import UserError
@@ -54,6 +55,7 @@ def run(
         there = f", {len(board.there)} of them there already" if board.there else ""
         side = f" in {number} groups of ranks" if number > 1 and left else ""
         print(f"{board.sweep.source}: {cells} cells{there}{side}", flush=True)
+    memory.settle(comm)
     group = comm.Split(comm.rank * number // comm.size)
     with Signals() as signals:
         _work(group, board, signals, watchdog)
