@@ -81,10 +81,12 @@ on_cancel() {
 trap on_warning USR1
 trap on_cancel TERM
 
-# launch RANKS ARGUMENTS...: mpi-resmtl on that many ranks, packed on as few nodes as hold them; -> its exit status.
+# launch RANKS ARGUMENTS...: mpi-resmtl on that many ranks, packed on as few nodes as hold them; -> its exit status. A run
+# goes on where it was saved, if it was, as sweeps do.
 launch() {
     local ranks=$1 status=0 command
     shift
+    if [[ $1 == run ]]; then set -- "$@" --resume; fi
     case $launcher in
         srun*)
             # shellcheck disable=SC2206
