@@ -84,17 +84,20 @@ def _run(asked: argparse.Namespace) -> int:
     def action(comm) -> None:
         from mpi_resmtl.cells import single
         from mpi_resmtl.run import run
+        from mpi_resmtl.signals import Signals
 
         if asked.data_dir is not None:
             asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
         output = asked.output or Path(Path(asked.experiment).stem + ".h5")
-        with watching(asked.watchdog, comm.rank) as watchdog:
+        # A signal while data are read is one to save the run after its first iteration.
+        with Signals() as signals, watching(asked.watchdog, comm.rank) as watchdog:
             run(
                 comm,
                 lambda: single(asked.experiment, asked.set),
                 output,
                 asked.overwrite,
                 resume=asked.resume,
+                signals=signals,
                 watchdog=watchdog,
             )
 
