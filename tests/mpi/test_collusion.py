@@ -28,8 +28,8 @@ def test_rows_that_are_not_sent_do_not_travel_and_all_others_arrive(density: flo
     comm = MPI.COMM_WORLD
     edge, byzantine = case(density)
     part = partition(shares(edge, byzantine, comm.size)[comm.rank], comm.rank, byzantine)
-    rows = np.zeros((part.rows, PARAMETERS), dtype)
-    exchange = PartialExchange(comm, part, rows)
+    exchange = PartialExchange(comm, part, PARAMETERS, dtype)
+    rows = exchange.mine
     bounds = offsets(AGENTS, comm.size)
     owner = np.searchsorted(bounds, np.arange(AGENTS), side="right") - 1
     messages = sent_bytes = 0
