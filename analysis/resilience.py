@@ -1,253 +1,529 @@
-"""How every rule stands up to every attack of a sweep, relative to no cooperation.
+"""The resilience of rules: what each reached under each attack of a sweep, beside no cooperation.
 
     python analysis/resilience.py DIR -o figures
 
-A heat map of rules by attacks for each number of attackers (green: cooperation helps, red: worse than alone), curves
-of breakdown against the share of attackers, and a ranking as Markdown and CSV. A number is the measure of a rule over
-that of `none` on the same random streams, both means over the normal agents at the end; the median over the seeds.
-The sweep's experiments must run the rule `none`.
+writes, as PNG and PDF, a heat map of rules and attacks for each number of attackers (resilience-N: green where
+cooperating helps, red where an agent had better stay alone; no attack is the first column), the ranking of the rules
+and the curves of their breakdown (the measure against the share of attackers), and the numbers as resilience.md,
+resilience.csv and ranking.csv.
+
+A value is the measure's mean over the normal agents and over what is recorded of the last fifth of the run; of
+accuracy it is the test error, 1 - accuracy. It is compared with that of rule none in the same run, on the same random
+streams. A ratio of several seeds is their geometric mean; a value that is not finite is infinitely worse. The score of
+a rule is the geometric mean over all attacks of ratios between 1/100 and 100, those beyond counting as these.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections import defaultdict
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from results import Result, ResultError, command, read, save, styles
 
-LAST = 100
-"""Iterations at the end over which a measure is averaged, where it is of iterations."""
-MEASURES = {
-    "msd": ("msd", "mean squared deviation"),
-    "risk": ("risk_after", "true risk"),
-    "fresh": ("fresh_loss", "loss on fresh samples"),
-    "loss": ("loss", "streaming loss"),
-    "test-loss": ("test_loss", "test loss"),
-    "error": ("test_accuracy", "test error"),
-}
-"""By the name on the command line, the truest first: dataset and what it is; the test error is 1 - accuracy."""
-WIDEST = 1e3
-"""Ratios beyond this, and below its inverse, have the last colour."""
-CURVES = ("average", "distance", "loss", "loss-fresh", "median", "krum", "clipped-gossip", "ios")
-"""Rules whose breakdown is drawn unless others are asked for."""
-NO_ATTACK = "none"
+NO_ATTACK, ALONE, BOUND = "none", "none", "oracle"
+"""The attack and the rule that others are compared with, and the rule that knows who is normal."""
+CLIP = 100.0
+"""Ratio at which colours and scores end."""
+LAST = 0.2
+"""Share of the run whose records count."""
+FIXED = ("seed", "byzantine.count", "byzantine.attack")
+FOLLOWING = ("file", "state", "seconds", "message")
+COLOURS = LinearSegmentedColormap.from_list(
+    "resilience", ["#00543c", "#3f9c76", "#b5dcc8", "#fbfbf8", "#f4c1b4", "#d7543f", "#7d0a16"]
+)
+UNKNOWN = "#e3e3e3"
+BEST = 3
+"""Rules that are drawn with the paper's where none are named."""
+PAPER, PROPOSED = ("none", "average", "distance", "loss"), "loss"
+SPAN = 0.1, 3000.0
+"""The curves' axis ends at most so far from no cooperation."""
 
 
 @dataclass(frozen=True)
-class Arena:
-    """What a sweep found; `ratio[rule, attack, count]` holds one number a seed, in the order of seeds."""
+class Measure:
+    """What rules are compared by."""
 
-    measure: str
-    ratio: dict[tuple[str, str, int], list[float]]
-    rules: list[str]
-    attacks: list[str]
-    counts: list[int]
+    dataset: str
+    label: str
+    of_accuracy: bool = False
+
+
+MEASURES = {
+    "msd": Measure("msd", "mean squared deviation"),
+    "risk": Measure("risk_after", "true risk"),
+    "accuracy": Measure("test_accuracy", "test error", of_accuracy=True),
+    "test-loss": Measure("test_loss", "test loss"),
+    "fresh-loss": Measure("fresh_loss", "loss on fresh samples"),
+    "loss": Measure("loss", "streaming loss"),
+}
+"""The truest first."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    setting: tuple[str, ...]
+    """Values of what is swept besides seed, attackers and attack."""
+    attackers: int
+    attack: str
+    seed: int
+    values: dict[str, float]
+    """of each rule"""
+
+    def ratio(self, rule: str) -> float:
+        """The rule's value beside that of no cooperation."""
+        value, alone = self.values[rule], self.values[ALONE]
+        if not math.isfinite(value) or not math.isfinite(alone):
+            return math.nan if not math.isfinite(alone) else math.inf
+        return value / alone if alone else 1.0 if value == alone else math.inf
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is in a folder."""
+
+    study: str
     agents: int
-    unfinished: int
+    swept: tuple[str, ...]
+    """Names of the values of `Cell.setting`."""
+    measure: Measure
+    rules: tuple[str, ...]
+    """All but no cooperation."""
+    cells: list[Cell]
+    left_out: str
+    """Which cells are not done, in words; empty where all are."""
     stand_in: bool
 
-    def median(self, rule: str, attack: str, count: int) -> float:
-        """Median over the seeds, NaN where nothing was run; inf counts as worst."""
-        found = self.ratio.get((rule, attack, count), [])
-        return float(np.median(found)) if found else np.nan
-
-    def row(self, rule: str, count: int) -> np.ndarray:
-        """The medians of all attacks."""
-        return np.array([self.median(rule, attack, count) for attack in self.attacks])
-
-
-def main() -> None:
-    """Read the sweep and write heat maps, curves and ranking."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, metavar="DIR", help="output folder of a sweep")
-    parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="folder of the figures")
-    parser.add_argument("--measure", choices=MEASURES, help="default: the truest that was recorded")
-    parser.add_argument("--rules", metavar="NAME,...", help="rules of the curves of breakdown")
-    asked = parser.parse_args()
-    arena = load(asked.sweep, asked.measure)
-    drawn = asked.rules.split(",") if asked.rules else [rule for rule in CURVES if rule in arena.rules]
-    for rule in drawn:
-        if rule not in arena.rules:
-            raise ResultError(f"{asked.sweep}: has no rule {rule!r}; it has {', '.join(arena.rules)}")
-    for count in [count for count in arena.counts if count] or arena.counts:
-        save(heat_map(arena, count), asked.output, f"resilience-{count}", arena.stand_in)
-    if len(arena.counts) > 1:
-        save(breakdown(arena, drawn), asked.output, "breakdown", arena.stand_in)
-    rank(arena, asked.output / "ranking")
-    if arena.unfinished:
-        print(f"{arena.unfinished} cells of the sweep are not finished and left out")
+    def select(self, setting: tuple[str, ...], attackers: int | None = None, attack: str | None = None) -> list[Cell]:
+        """Cells of a setting, of so many attackers and of an attack, where these are given."""
+        return [
+            cell
+            for cell in self.cells
+            if cell.setting == setting and attackers in (None, cell.attackers) and attack in (None, cell.attack)
+        ]
 
 
-def load(folder: Path, measure: str | None) -> Arena:
-    """What is finished of the sweep in a folder; ResultError unless it is one."""
-    try:
-        with open(folder / "index.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise ResultError(f"{folder}: is not the folder of a sweep: index.csv: {error.strerror}") from None
-    missing = {"file", "state", "byzantine.attack", "byzantine.count"} - set(rows[0] if rows else ())
-    if missing:
-        raise ResultError(f"{folder / 'index.csv'}: is not the index of a sweep: it has no column {min(missing)!r}")
+def load(folder: Path, measure: str | None) -> Sweep:
+    """Read the cells of a sweep that are done; ResultError where there is none or a file is not as the index says."""
+    rows, swept = _index(folder)
+    states = Counter(row["state"] for row in rows if row["state"] != "done")
     done = [row for row in rows if row["state"] == "done"]
+    words = ", ".join(f"{number} {state}" for state, number in states.items())
     if not done:
-        raise ResultError(f"{folder}: none of its {len(rows)} cells is finished")
-    ratio, rules, agents, stand_in = defaultdict(list), {}, 0, False
+        raise ResultError(f"{folder / 'index.csv'}: no cell is done ({words})")
+    cells, studies, stand_in = [], set(), False
     for row in done:
         result = read(folder / row["file"])
-        measure = measure or truest(result)
-        agents, stand_in = result.agents, stand_in or result.stand_in
-        alone = reached(result, "none", measure)
-        for rule in result.rules:
-            rules[rule] = None
-            place = rule, row["byzantine.attack"] or NO_ATTACK, int(row["byzantine.count"])
-            ratio[place].append(relative(reached(result, rule, measure), alone))
+        measure = measure or _truest(result)
+        studies.add((result.task["name"], result.agents, tuple(rule for rule in result.rules if rule != ALONE)))
+        stand_in |= result.stand_in
+        setting = tuple(row[key] for key in swept)
+        values = {rule: value(result, rule, measure) for rule in (ALONE, *result.rules)}
+        cells.append(Cell(setting, int(row["byzantine.count"]), row["byzantine.attack"], int(row["seed"]), values))
         result.file.close()
-    attacks = dict.fromkeys(row["byzantine.attack"] or NO_ATTACK for row in done)
-    return Arena(
-        measure=measure,
-        ratio=dict(ratio),
-        rules=list(rules),
-        attacks=sorted(attacks, key=lambda attack: attack != NO_ATTACK),
-        counts=sorted({int(row["byzantine.count"]) for row in done}),
-        agents=agents,
-        unfinished=len(rows) - len(done),
-        stand_in=stand_in,
+    if len(studies) > 1:
+        raise ResultError(f"{folder}: its cells differ in their study, agents or rules")
+    ((study, agents, rules),) = studies
+    if not rules:
+        raise ResultError(f"{folder}: has no rule but {ALONE}")
+    left_out = f"{len(rows) - len(done)} of {len(rows)} cells are not done: {words}" if states else ""
+    return Sweep(study, agents, swept, MEASURES[measure], rules, cells, left_out, stand_in)
+
+
+def _index(folder: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """Rows of the index, and what is swept besides seed, attackers and attack."""
+    path = folder / "index.csv"
+    if not path.is_file():
+        raise ResultError(f"{folder}: is not the folder of a sweep: it has no index.csv")
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        rows, names = list(reader), tuple(reader.fieldnames or ())
+    missing = [name for name in (*FIXED, "file", "state") if name not in names]
+    if missing or not rows:
+        raise ResultError(f"{path}: is not the index of a sweep: it has no {missing[0] if missing else 'cell'}")
+    return rows, tuple(name for name in names if name not in (*FIXED, *FOLLOWING))
+
+
+def _truest(result: Result) -> str:
+    return _measured(result)[0]
+
+
+def _measured(result: Result) -> list[str]:
+    recorded = result.file[f"rule/{result.rules[0]}"]
+    return [name for name, measure in MEASURES.items() if measure.dataset in recorded]
+
+
+def value(result: Result, rule: str, name: str) -> float:
+    """What the rule reached: the measure's mean over normal agents and the records of the last fifth of the run."""
+    measure = MEASURES[name]
+    if rule == ALONE and ALONE not in result.rules:
+        raise ResultError(f"{result.path}: has no rule {ALONE!r} to compare with; it has {', '.join(result.rules)}")
+    recorded = result.dataset(rule, measure.dataset, f"; it has {', '.join(_measured(result))}")
+    (scale,) = recorded.dims[0].values()
+    moment = scale[()]
+    rows = recorded[int(np.searchsorted(moment, (1 - LAST) * moment[-1], side="right")) :]
+    with np.errstate(over="ignore"):
+        mean = float(rows[:, result.normal].mean())
+    return 1.0 - mean if measure.of_accuracy else mean
+
+
+def over_seeds(cells: Iterable[Cell], rule: str) -> float:
+    """Geometric mean of the rule's ratios; NaN where there is none."""
+    ratios = [cell.ratio(rule) for cell in cells]
+    if not ratios or any(math.isnan(ratio) for ratio in ratios):
+        return math.nan
+    return geometric_mean(ratios)
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """exp of the mean logarithm; 0 where one is 0, and inf where one is."""
+    with np.errstate(divide="ignore"):
+        return math.inf if math.inf in ratios else float(np.exp(np.mean(np.log(ratios))))
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a rule fares over all attacks by so many attackers."""
+
+    rule: str
+    mean: float
+    """Geometric mean over the seeds of the scores."""
+    least: float
+    largest: float
+    helps: int
+    """Attacks under which it is better than no cooperation, of `attacks`."""
+    attacks: int
+    worst: str
+    worst_ratio: float
+
+
+def score(sweep: Sweep, setting: tuple[str, ...], attackers: int, rule: str) -> Score:
+    """The rule's score, its range over the seeds and the attack that harms it most."""
+    cells = sweep.select(setting, attackers)
+    by_seed: dict[int, list[float]] = {}
+    for cell in cells:
+        ratio = cell.ratio(rule)
+        if not math.isnan(ratio):
+            by_seed.setdefault(cell.seed, []).append(min(max(ratio, 1 / CLIP), CLIP))
+    scores = [geometric_mean(ratios) for ratios in by_seed.values()] or [math.nan]
+    attacks = {attack: over_seeds(sweep.select(setting, attackers, attack), rule) for attack in _attacks(cells)}
+    known = {attack: ratio for attack, ratio in attacks.items() if not math.isnan(ratio)} or attacks
+    worst = max(known, key=known.__getitem__)
+    return Score(
+        rule,
+        geometric_mean(scores),
+        min(scores),
+        max(scores),
+        sum(ratio < 1 for ratio in known.values()),
+        len(known),
+        worst,
+        known[worst],
     )
 
 
-def truest(result: Result) -> str:
-    """The measure to take where none is asked for."""
-    recorded = result.file[f"rule/{result.rules[0]}"]
-    return next(name for name, (dataset, _) in MEASURES.items() if dataset in recorded)
+def ranking(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> list[Score]:
+    """The scores of all rules, the best first; the bound before all."""
+    scores = [score(sweep, setting, attackers, rule) for rule in sweep.rules]
+    return sorted(scores, key=lambda score: (score.rule != BOUND, score.mean, score.worst_ratio, score.rule))
 
 
-def reached(result: Result, rule: str, measure: str) -> float:
-    """A measure of a rule at the end, mean over the normal agents; inf where it is not finite."""
-    values = result.dataset(rule, MEASURES[measure][0])
-    if measure in ("test-loss", "error"):
-        last = values[-1:]
-    else:
-        iteration = np.asarray(values.dims[0][0])
-        last = values[int(np.searchsorted(iteration, iteration[-1] - LAST, side="right")) :]
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = float(last[:, result.normal].mean())
-    if measure == "error":
-        mean = 1.0 - mean
-    return mean if np.isfinite(mean) else np.inf
+def _attacks(cells: Iterable[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.attack for cell in cells))
 
 
-def relative(found: float, alone: float) -> float:
-    """How many times as large as alone; 1 where both are 0."""
-    if found == alone:
-        return 1.0
-    return found / alone if alone > 0.0 else np.inf
-
-
-def columns(arena: Arena, count: int) -> list[str]:
-    """No attack first, then the attacks that were run with this number of attackers."""
-    attacked = [attack for attack in arena.attacks if any((rule, attack, count) in arena.ratio for rule in arena.rules)]
-    return list(dict.fromkeys([NO_ATTACK, *attacked])) if 0 in arena.counts else attacked
-
-
-def value(arena: Arena, rule: str, attack: str, count: int) -> float:
-    """The median over seeds; without attack that with no attackers."""
-    return arena.median(rule, attack, 0 if attack == NO_ATTACK else count)
-
-
-def heat_map(arena: Arena, count: int) -> Figure:
-    """Rules by attacks, the rule with the least worst case on top."""
-    attacks, table = columns(arena, count), {}
-    for rule in arena.rules:
-        if rule != "none":
-            table[rule] = np.array([value(arena, rule, attack, count) for attack in attacks])
-    order = sorted(table, key=lambda rule: (np.nanmax(table[rule]), rule))
-    shown = np.array([table[rule] for rule in order])
-    size = max(7.5, 2.2 + 0.52 * len(attacks)), 1.9 + 0.27 * len(order)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    coloured = np.clip(np.nan_to_num(shown, nan=1.0, posinf=WIDEST), 1 / WIDEST, WIDEST)
-    image = axes.imshow(coloured, cmap="RdYlGn_r", norm=LogNorm(1 / WIDEST, WIDEST), aspect="auto")
-    for (y, x), ratio in np.ndenumerate(shown):
-        dark = abs(np.log10(coloured[y, x])) > 1.9
-        axes.text(x, y, short(ratio), ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-    axes.set_xticks(range(len(attacks)), attacks, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(order)), order)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    what = MEASURES[arena.measure][1]
-    axes.set_title(f"{what} over that of no cooperation, {count} of {arena.agents} agents Byzantine", loc="left")
-    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.01)
-    bar.set_label("green: cooperation helps; red: worse than alone")
-    return figure
+def columns(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> list[tuple[str, int]]:
+    """Attack and attackers of each column of a heat map: no attack, then those that harm rules least come first."""
+    harm = {}
+    for attack in _attacks(sweep.select(setting, attackers)):
+        cells = sweep.select(setting, attackers, attack)
+        ratios = np.array([over_seeds(cells, rule) for rule in sweep.rules])
+        harm[attack] = np.nanmean(np.log(np.clip(ratios, 1 / CLIP, CLIP))) if np.isfinite(ratios).any() else math.inf
+    calm = [(NO_ATTACK, 0)] if attackers and sweep.select(setting, 0) else []
+    return calm + [(attack, attackers) for attack in sorted(harm, key=harm.__getitem__)]
 
 
 def short(ratio: float) -> str:
-    """A ratio in four characters or so."""
-    if np.isnan(ratio):
-        return ""
-    if np.isinf(ratio):
-        return "inf"
-    if ratio >= 1000:
-        return f"1e{np.log10(ratio):.0f}"
-    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}".lstrip("0")
+    """A ratio in at most four characters."""
+    if math.isnan(ratio):
+        return "–"
+    if ratio == math.inf:
+        return "∞"
+    if ratio < 0.995:
+        return f"{ratio:.2f}".removeprefix("0") if ratio >= 0.005 else "0"
+    if ratio < 9.95:
+        return f"{ratio:.1f}"
+    return f"{ratio:.0f}" if ratio < 999.5 else f"{ratio:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
-def breakdown(arena: Arena, rules: list[str]) -> Figure:
-    """The ratio against the share of attackers, a panel an attack."""
-    attacks = [attack for attack in arena.attacks if attack != NO_ATTACK]
-    wide = min(4, len(attacks))
-    figure = Figure(figsize=(2.7 * wide, 2.1 * -(-len(attacks) // wide) + 0.7), layout="constrained")
-    panels = figure.subplots(-(-len(attacks) // wide), wide, sharex=True, sharey=True, squeeze=False).ravel()
-    looks = styles(rules)
-    for panel, attack in zip(panels, attacks, strict=False):
-        panel.axhline(1.0, color="#8f8f8f", linewidth=2.5, zorder=1)
-        for rule in rules:
-            found = [value(arena, rule, attack if count else NO_ATTACK, count) for count in arena.counts]
-            share = 100 * np.array(arena.counts) / arena.agents
-            panel.plot(share, np.clip(found, 1 / WIDEST, WIDEST), marker=".", **looks[rule].line)
-        panel.set(title=attack, yscale="log", ylim=(0.7 / WIDEST, 1.4 * WIDEST))
-    for panel in panels[len(attacks) :]:
-        panel.set_visible(False)
-    figure.supxlabel("Byzantine agents (%)")
-    figure.supylabel(f"{MEASURES[arena.measure][1]} over that of no cooperation")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+def draw_matrix(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> Figure:
+    """Rules, the best first, and attacks, the mildest first."""
+    scores, across = ranking(sweep, setting, attackers), columns(sweep, setting, attackers)
+    ratios = np.array(
+        [[over_seeds(sweep.select(setting, n, attack), s.rule) for attack, n in across] for s in scores], float
+    )
+    figure = Figure(figsize=(max(7.5, 2.9 + 0.42 * len(across)), 3.0 + 0.235 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    norm = Normalize(-math.log10(CLIP), math.log10(CLIP))
+    with np.errstate(divide="ignore"):
+        shade = norm(np.clip(np.log10(ratios), norm.vmin, norm.vmax))
+    colours = COLOURS(shade)
+    colours[np.isnan(ratios)] = (*(int(UNKNOWN[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0)
+    axes.imshow(colours, aspect="auto", interpolation="none")
+    for row, column in np.ndindex(ratios.shape):
+        dark = not np.isnan(ratios[row, column]) and abs(shade[row, column] - 0.5) > 0.3
+        colour = "white" if dark else "#202020"
+        axes.text(column, row, short(ratios[row, column]), ha="center", va="center", fontsize=7.5, color=colour)
+    calm = bool(across[0][0] == NO_ATTACK and len(across) > 1)
+    axes.set_xticks(range(len(across)), ["no attack" if a == NO_ATTACK else a for a, _ in across])
+    axes.tick_params(axis="x", rotation=45, top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    for label in axes.get_xticklabels():
+        label.set(ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(scores)), [s.rule for s in scores])
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == PROPOSED else "normal")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    _separate(axes, ratios.shape, after_row=scores[0].rule == BOUND, after_column=calm)
+    axes.set_title(_heading(sweep, setting, attackers), pad=8, fontsize=10)
+    bar = figure.colorbar(
+        ScalarMappable(norm, COLOURS), ax=axes, location="bottom", aspect=50, shrink=0.75, pad=0.015, fraction=0.03
+    )
+    bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/100 or less", "1/10", "1", "10", "100 or more"])
+    bar.outline.set_visible(False)
+    bar.set_label(_legend(sweep, sweep.rules), fontsize=8.5, linespacing=1.5, labelpad=6)
     return figure
 
 
-def rank(arena: Arena, path: Path) -> None:
-    """Write PATH.csv and PATH.md: rules by their worst case over attacks, for each number of attackers."""
-    rows = []
-    for count in arena.counts:
-        found = []
-        for rule in arena.rules:
-            medians = arena.row(rule, count)
-            if rule == "none" or np.isnan(medians).all():
-                continue
-            worst = arena.attacks[int(np.nanargmax(medians))]
-            seeds = arena.ratio[rule, worst, count]
-            middle = float(np.median(medians[~np.isnan(medians)]))
-            found.append((count, rule, middle, float(np.nanmax(medians)), worst, min(seeds), max(seeds)))
-        rows += sorted(found, key=lambda row: (row[3], row[1]))
-    heads = ("attackers", "rule", "median", "worst", "worst attack", "worst, least seed", "worst, greatest seed")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".csv"), "w", newline="") as file:
-            csv.writer(file).writerows([heads, *rows])
-        lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-        for row in rows:
-            words = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
-            lines.append(f"| {' | '.join(words)} |")
-        path.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    except OSError as error:
-        raise ResultError(f"-o {path.parent}: cannot be written: {error.strerror}") from None
-    print(f"wrote {path}.csv and .md")
+def _separate(axes: Axes, shape: tuple[int, int], after_row: bool, after_column: bool) -> None:
+    """White lines between the fields, and a gap after the bound and after no attack."""
+    rows, across = shape
+    for place in range(1, across):
+        axes.axvline(place - 0.5, color="white", linewidth=3 if after_column and place == 1 else 0.7)
+    for place in range(1, rows):
+        axes.axhline(place - 0.5, color="white", linewidth=3 if after_row and place == 1 else 0.7)
+
+
+def _heading(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> str:
+    who = f"{attackers} of {sweep.agents} agents Byzantine" if attackers else "no attack"
+    return f"{_title(sweep, setting)}, {who}\n{sweep.measure.label} relative to no cooperation"
+
+
+def _title(sweep: Sweep, setting: tuple[str, ...]) -> str:
+    extra = "".join(f", {key} = {text}" for key, text in zip(sweep.swept, setting, strict=True))
+    return sweep.study.replace("-", " ").capitalize() + extra
+
+
+def _legend(sweep: Sweep, rules: Iterable[str]) -> str:
+    """Lines on what the heat map shows."""
+    seeds = len({cell.seed for cell in sweep.cells})
+    known = [f"bold: the paper's rule, {PROPOSED}"] * (PROPOSED in rules)
+    known += [f"{BOUND}: a bound, it knows who is who"] * (BOUND in rules)
+    lines = [
+        "green: cooperation helps; red: an agent had better stay alone"
+        + (f"; geometric mean of {seeds} seeds" if seeds > 1 else "; one seed"),
+        "rules in the order of their geometric mean over the attacks",
+        "; ".join(known),
+        sweep.left_out,
+    ]
+    return "\n".join(filter(None, lines))
+
+
+def draw_ranking(sweep: Sweep, setting: tuple[str, ...], numbers: Sequence[int]) -> Figure:
+    """Scores with their range over the seeds, for each number of attackers."""
+    found = {attackers: {s.rule: s for s in ranking(sweep, setting, attackers)} for attackers in numbers}
+    order = [s.rule for s in ranking(sweep, setting, numbers[-1])]
+    figure = Figure(figsize=(7, 1.7 + 0.24 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("attackers", ["#9ecae1", "#2171b5", "#08204a"])
+    height = 0.7 / len(numbers)
+    for place, attackers in enumerate(numbers):
+        colour = shades(1 - (len(numbers) - 1 - place) / max(len(numbers) - 1, 1))
+        rows = np.arange(len(order)) + (place - (len(numbers) - 1) / 2) * height
+        scores = [found[attackers][rule] for rule in order]
+        axes.hlines(rows, [s.least for s in scores], [s.largest for s in scores], color=colour, linewidth=1.4)
+        label = f"{attackers} of {sweep.agents} Byzantine" if attackers else "no attack"
+        axes.plot([s.mean for s in scores], rows, "o", color=colour, markersize=3.6, label=label)
+    axes.axvline(1, color="#404040", linewidth=0.8)
+    axes.set_yticks(range(len(order)), order)
+    axes.set(xscale="log", ylim=(len(order) - 0.4, -0.6), xlim=(0.9 / CLIP, 1.1 * CLIP))
+    axes.set_xticks([0.01, 0.1, 1, 10, 100], labels=["≤ 1/100", "1/10", "1", "10", "≥ 100"])
+    axes.minorticks_off()
+    axes.set_xlabel(f"{sweep.measure.label} relative to no cooperation,\ngeometric mean over the attacks")
+    axes.set_title(_title(sweep, setting) + "; dot: mean of the seeds, line: their range", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=len(numbers))
+    return figure
+
+
+def draw_breakdown(sweep: Sweep, setting: tuple[str, ...], rules: Sequence[str]) -> Figure:
+    """The measure against the share of attackers, a panel an attack; mean of the seeds as a line, range as a band."""
+    numbers = sorted({cell.attackers for cell in sweep.select(setting)})
+    attacks = [attack for attack in _attacks(sweep.select(setting)) if attack != NO_ATTACK]
+    wide = min(5, len(attacks))
+    high = -(-len(attacks) // wide)
+    figure = Figure(figsize=(0.8 + 2.3 * wide, 1.3 + 1.75 * high), layout="constrained")
+    panels = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).ravel()
+    limits = _limits(sweep, setting, rules)
+    for axes, attack in zip(panels, attacks, strict=False):
+        for rule, style in styles(rules).items():
+            share, mean, least, largest = _curve(sweep, setting, attack, rule, limits)
+            axes.fill_between(share, least, largest, **style.band)
+            axes.plot(share, mean, marker="o", markersize=2.4, clip_on=True, **style.line)
+        axes.set_title(attack, fontsize=9.5)
+    panels[0].set(yscale="log", ylim=limits, xticks=[100 * n / sweep.agents for n in numbers])
+    for axes in panels[len(attacks) :]:
+        axes.set_axis_off()
+    for place, axes in enumerate(panels[: len(attacks)]):
+        axes.xaxis.set_tick_params(labelbottom=place + wide >= len(attacks))
+        if axes.xaxis.get_tick_params()["labelbottom"]:
+            axes.set_xlabel("% Byzantine", fontsize=9)
+    figure.supylabel(sweep.measure.label, fontsize=10)
+    lines = [Line2D([], [], **style.line) for style in styles(rules).values()]
+    title = _title(sweep, setting) + "; line: mean of the seeds; band: their range"
+    figure.legend(handles=lines, title=title, loc="outside lower center", ncols=min(5, len(lines)))
+    return figure
+
+
+def _limits(sweep: Sweep, setting: tuple[str, ...], rules: Sequence[str]) -> tuple[float, float]:
+    """What a log axis has to show of the rules, but not far from no cooperation: one rule must not flatten the rest."""
+    found = np.array([[cell.values[rule] for rule in (ALONE, *rules)] for cell in sweep.select(setting)])
+    usual = float(np.median(found[:, 0]))
+    found = found[np.isfinite(found) & (found > 0)]
+    if not usual > 0 or not found.size:
+        return 0.1, 10.0
+    return max(0.7 * float(found.min()), SPAN[0] * usual), min(1.5 * float(found.max()), SPAN[1] * usual)
+
+
+def _curve(sweep: Sweep, setting: tuple[str, ...], attack: str, rule: str, limits: tuple[float, float]):
+    """Share of attackers in percent and mean, least and largest value; what is not finite is far above the limits."""
+    found = {}
+    for cell in sweep.select(setting):
+        if cell.attack in (attack, NO_ATTACK):
+            value = cell.values[rule]
+            found.setdefault(cell.attackers, []).append(value if math.isfinite(value) else 1e6 * limits[1])
+    numbers = sorted(found)
+    share = [100 * number / sweep.agents for number in numbers]
+    three = [[function(found[number]) for number in numbers] for function in (np.mean, min, max)]
+    return share, *(np.clip(values, limits[0] * 1e-3, limits[1] * 1e6) for values in three)
+
+
+def write_numbers(sweep: Sweep, settings: list[tuple[str, ...]], folder: Path) -> None:
+    """resilience.csv: every value; ranking.csv: every score."""
+    rows = [
+        [*cell.setting, cell.attackers, cell.attack, rule, cell.seed, repr(cell.values[rule]), repr(cell.ratio(rule))]
+        for cell in sweep.cells
+        for rule in (ALONE, *sweep.rules)
+    ]
+    names = [*sweep.swept, "attackers", "attack", "rule", "seed", sweep.measure.label, "relative"]
+    _write_csv(folder / "resilience.csv", names, rows)
+    scores = [
+        [*setting, n, place, s.rule, s.mean, s.least, s.largest, s.helps, s.attacks, s.worst, s.worst_ratio]
+        for setting in settings
+        for n in _numbers(sweep, setting)
+        for place, s in enumerate(ranking(sweep, setting, n), start=1)
+    ]
+    names = ["attackers", "place", "rule", "score", "least", "largest", "helps", "attacks", "worst attack", "worst"]
+    _write_csv(folder / "ranking.csv", [*sweep.swept, *names], scores)
+
+
+def _write_csv(path: Path, names: list[str], rows: list[list]) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([names, *rows])
+    print(f"wrote {path}")
+
+
+def _numbers(sweep: Sweep, setting: tuple[str, ...]) -> list[int]:
+    """The numbers of attackers that a figure is drawn for; 0 only where there is no other."""
+    found = sorted({cell.attackers for cell in sweep.select(setting)})
+    return [number for number in found if number] or found
+
+
+def write_markdown(sweep: Sweep, settings: list[tuple[str, ...]], path: Path) -> None:
+    """The ranking and the matrix of each number of attackers."""
+    parts = [f"# Resilience: {sweep.measure.label} relative to no cooperation\n"]
+    parts += ["**Stand-in data.**\n"] if sweep.stand_in else []
+    parts += [f"{sweep.left_out[0].upper()}{sweep.left_out[1:]}.\n"] if sweep.left_out else []
+    seeds = len({cell.seed for cell in sweep.cells})
+    parts.append(
+        f"Below 1 cooperation helps, above 1 an agent had better stay alone. Geometric mean of {seeds} "
+        f"seed{'s' * (seeds > 1)}; the score is the geometric mean over the attacks of ratios between 1/{CLIP:.0f} and "
+        f"{CLIP:.0f}, its range that over the seeds.\n"
+    )
+    for setting in settings:
+        for attackers in _numbers(sweep, setting):
+            who = f"{attackers} of {sweep.agents} agents Byzantine" if attackers else "no attack"
+            parts.append(f"## {_title(sweep, setting)}, {who}\n")
+            scores, across = ranking(sweep, setting, attackers), columns(sweep, setting, attackers)
+            rows = [
+                [s.rule, f"{s.mean:.3g}", f"{s.least:.3g} to {s.largest:.3g}", f"{s.helps} of {s.attacks}",
+                 f"{s.worst} ({short(s.worst_ratio)})"]
+                for s in scores
+            ]  # fmt: skip
+            parts.append(_table(["rule", "score", "range", "helps under", "worst attack"], rows))
+            rows = [
+                [s.rule, *(short(over_seeds(sweep.select(setting, n, attack), s.rule)) for attack, n in across)]
+                for s in scores
+            ]
+            parts.append(_table(["rule", *("no attack" if a == NO_ATTACK else a for a, _ in across)], rows))
+    path.write_text("\n".join(parts))
+    print(f"wrote {path}")
+
+
+def _table(names: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [names, ["---"] * len(names), *rows]) + "\n"
+
+
+def chosen(sweep: Sweep, asked: str | None, setting: tuple[str, ...], most: int) -> list[str]:
+    """The rules whose curves are drawn: those asked for, or the paper's and the best."""
+    known = (ALONE, *sweep.rules)
+    if asked is None:
+        best = [s.rule for s in ranking(sweep, setting, most) if s.rule not in (*PAPER, BOUND)][:BEST]
+        return [rule for rule in PAPER if rule in known] + best
+    rules = asked.split(",")
+    for rule in rules:
+        if rule not in known:
+            raise ResultError(f"--rules {asked}: the sweep has no rule {rule!r}; it has {', '.join(known)}")
+    return rules
+
+
+def main() -> None:
+    """Read the sweep, draw and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `mpi-resmtl sweep` wrote")
+    parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="DIR", help="folder of the figures")
+    parser.add_argument("--measure", choices=MEASURES, help="(default: the first of these that is recorded)")
+    parser.add_argument("--rules", metavar="NAME,...", help="rules of the breakdown (default: the paper's, the best)")
+    asked = parser.parse_args()
+
+    sweep = load(asked.folder, asked.measure)
+    settings = list(dict.fromkeys(cell.setting for cell in sweep.cells))
+    curves = {setting: chosen(sweep, asked.rules, setting, _numbers(sweep, setting)[-1]) for setting in settings}
+    if sweep.left_out:
+        print(f"note: {sweep.left_out}")
+    for setting in settings:
+        suffix = "".join(f"-{text}" for text in setting)
+        numbers = _numbers(sweep, setting)
+        for attackers in numbers:
+            figure = draw_matrix(sweep, setting, attackers)
+            save(figure, asked.output, f"resilience{suffix}-{attackers}", sweep.stand_in)
+        save(draw_ranking(sweep, setting, numbers), asked.output, f"ranking{suffix}", sweep.stand_in)
+        if len({cell.attackers for cell in sweep.select(setting)}) > 1:
+            figure = draw_breakdown(sweep, setting, curves[setting])
+            save(figure, asked.output, f"breakdown{suffix}", sweep.stand_in)
+    write_numbers(sweep, settings, asked.output)
+    write_markdown(sweep, settings, asked.output / "resilience.md")
 
 
 if __name__ == "__main__":

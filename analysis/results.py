@@ -18,6 +18,10 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+from mpi_resmtl import hdf5
+from mpi_resmtl.errors import UserError, printable
+from mpi_resmtl.verify.rule import DIMENSIONS
+
 SCHEMA = "mpi-resmtl/1"
 USER_ERROR = 2
 
@@ -103,13 +107,16 @@ def read(path: Path) -> Result:
         raise ResultError(f"{path}: the run is not finished; its file is named {path.stem} once it is whole")
     if not path.is_file():
         raise ResultError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    if not os.access(path, os.R_OK):
+        raise ResultError(f"{path}: cannot be read: permission denied")
     try:
+        hdf5.examine(path)
         file = h5py.File(path)
-    except PermissionError:
-        raise ResultError(f"{path}: cannot be read: permission denied") from None
+    except UserError as error:
+        raise ResultError(f"{error} (of another kind, cut short or still written?)") from None
     except OSError:
         raise ResultError(f"{path}: is not a whole HDF5 file (of another kind, cut short or still written)") from None
-    schema = file.attrs.get("schema")
+    schema = hdf5.text(file.attrs.get("schema"))
     if schema is None:
         raise ResultError(f"{path}: is not a result file: it has no schema (wanted {SCHEMA!r})")
     if schema != SCHEMA:
@@ -119,27 +126,52 @@ def read(path: Path) -> Result:
         raise ResultError(f"{path}: is damaged: it has no attribute {missing[0]!r}")
     try:
         result = _result(path, file)
+        for rule in result.rules:
+            _check_shapes(result, rule)
         unfinished = [rule for rule in result.rules if _is_unfinished(result, rule)]
-    except (KeyError, ValueError) as error:
-        raise ResultError(f"{path}: is damaged: {str(error.args[0]).splitlines()[0]}") from None
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, OSError) as error:
+        words = str(error.args[0] if error.args else "").splitlines()
+        told = words[0].removeprefix(f"{path}: ") if words else type(error).__name__
+        raise ResultError(printable(f"{path}: is damaged: {told}")) from None
     if unfinished:
         raise ResultError(f"{path}: the run is not finished: nothing in the last iteration of {', '.join(unfinished)}")
     return result
 
 
 def _result(path: Path, file: h5py.File) -> Result:
-    position = file.get("graph/position")
+    name, rules = str(path), json.loads(file.attrs["rules"])
+    if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):
+        raise ValueError(f"attribute rules is {rules!r}, expected names")
+    byzantine = hdf5.dataset(file, name, "graph/byzantine", "biu", (None,))[()].astype(bool)
+    edge = hdf5.dataset(file, name, "graph/edge", "iu", (None, 2))[()]
+    group = hdf5.dataset(file, name, "graph/group", "iu", byzantine.shape)[()]
+    if not len(byzantine) or (edge < 0).any() or (edge >= len(byzantine)).any() or (group < 0).any():
+        raise ValueError("/graph names agents or groups that there are not")
+    position = None
+    if "graph/position" in file:
+        position = hdf5.values(hdf5.dataset(file, name, "graph/position", "f", (len(byzantine), 2)), name)
     return Result(
         path=path,
         file=file,
-        rules=tuple(json.loads(file.attrs["rules"])),
-        edge=file["graph/edge"][()],
-        byzantine=file["graph/byzantine"][()].astype(bool),
-        group=file["graph/group"][()],
-        position=None if position is None else position[()],
+        rules=tuple(rules),
+        edge=edge,
+        byzantine=byzantine,
+        group=group,
+        position=position,
         variant=tomllib.loads(file.attrs["config"])["task"].get("variant"),
-        stand_in=file.attrs["data"] == "stand-in",
+        stand_in=hdf5.text(file.attrs["data"]) == "stand-in",
     )
+
+
+def _check_shapes(result: Result, rule: str) -> None:
+    """Raise ValueError unless what the rule has lies along the file's scales."""
+    known = {"agent": result.agents, "edge": len(result.edge)}
+    for name, dimensions in DIMENSIONS.items():
+        if name not in result.file[f"rule/{rule}"]:
+            continue
+        scales = {scale: len(result.file[scale]) for scale in dimensions if scale in result.file}
+        wanted = tuple((scales | known).get(dimension) for dimension in dimensions)
+        hdf5.dataset(result.file, str(result.path), f"rule/{rule}/{name}", "fiu", wanted)
 
 
 def _is_unfinished(result: Result, rule: str) -> bool:

@@ -31,5 +31,8 @@ run_mpi() {
     if ((ranks > ${SLURM_NTASKS:-$(cores)})) && mpirun --version | grep -q 'Open MPI'; then
         options=(--oversubscribe)
     fi
-    mpirun ${options[@]+"${options[@]}"} -n "$ranks" "$@"
+    # Seconds that Open MPI leaves ranks between SIGTERM and SIGKILL, one unless told so: to save their state in when the
+    # job is to end, and to hang in when one of them has died.
+    OMPI_MCA_odls_base_sigkill_timeout=${OMPI_MCA_odls_base_sigkill_timeout:-5} \
+        mpirun ${options[@]+"${options[@]}"} -n "$ranks" "$@"
 }

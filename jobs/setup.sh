@@ -166,6 +166,9 @@ if [[ $(cat "$VENV/made_of" 2>/dev/null) != "$made_of" ]] || ! prove; then
 fi
 
 if [[ -n $test ]]; then
+    # Its dependencies would bring torchvision and data sets, which its aggregators do not need.
+    [[ -z $TORCH ]] || "$VENV/bin/python" -c 'import importlib.metadata as m; m.version("byzfl")' 2>/dev/null ||
+        pip install --no-deps 'byzfl>=0.0.8'
     services=()
     command -v slurmctld slurmd munged >/dev/null || services+=(slurm-wlm munge)
     command -v chromium >/dev/null || services+=(chromium)

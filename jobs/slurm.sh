@@ -57,13 +57,6 @@ id=${id:-$SLURM_JOB_ID}
 per_node=${SLURM_NTASKS_PER_NODE:?--ntasks-per-node is needed}
 threads=${SLURM_CPUS_PER_TASK:-1}
 
-load_modules
-export OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads MKL_NUM_THREADS=$threads
-# shellcheck source=env.sh disable=SC1091
-VENV=$venv source "$project/jobs/env.sh"
-# mpirun's one second from SIGTERM to SIGKILL is too short to save a state in: Open MPI 4 and 5.
-export OMPI_MCA_odls_base_sigkill_timeout=25 PRTE_MCA_odls_base_sigkill_timeout=25
-
 # The warning before the time limit goes to this script alone (B: above), which hands it on to the ranks. When a job is
 # cancelled, SLURM signals the ranks itself.
 warned='' cancelled='' launched=''
@@ -81,10 +74,19 @@ on_cancel() {
 trap on_warning USR1
 trap on_cancel TERM
 
-# launch RANKS ARGUMENTS...: mpi-resmtl on that many ranks, packed on as few nodes as hold them; -> its exit status.
+load_modules
+export OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads MKL_NUM_THREADS=$threads
+# shellcheck source=env.sh disable=SC1091
+VENV=$venv source "$project/jobs/env.sh"
+# mpirun's one second from SIGTERM to SIGKILL is too short to save a state in: Open MPI 4 and 5.
+export OMPI_MCA_odls_base_sigkill_timeout=25 PRTE_MCA_odls_base_sigkill_timeout=25
+
+# launch RANKS ARGUMENTS...: mpi-resmtl on that many ranks, packed on as few nodes as hold them; -> its exit status. A run
+# goes on where it was saved, if it was, as sweeps do.
 launch() {
     local ranks=$1 status=0 command
     shift
+    if [[ $1 == run ]]; then set -- "$@" --resume; fi
     case $launcher in
         srun*)
             # shellcheck disable=SC2206
@@ -119,8 +121,8 @@ note() {
     mv "$folder/jobs/.$1.state.$id" "$folder/jobs/$1.state"
 }
 
-# cell RANKS NAME OUTPUT ARGUMENTS...: one run or sweep; -> its exit status. Puts the job back into the queue when its
-# time is up and the run has got on.
+# cell RANKS NAME OUTPUT ARGUMENTS...: one run or sweep; -> its exit status, after a warning only if nothing got on.
+progress=''
 cell() {
     local ranks=$1 name=$2 output=$3 before status=0
     shift 3
@@ -128,37 +130,38 @@ cell() {
     note "$name" running
     say "$name on $ranks ranks: mpi-resmtl $*"
     launch "$ranks" "$@" || status=$?
-    if ((status == 0)) && [[ -z $warned$cancelled || -e $output ]]; then
-        note "$name" ended 0
-    elif [[ -n $cancelled ]]; then
+    if ((status == 0)) || [[ $(saved "$output") != "$before" ]]; then progress=yes; fi
+    if [[ -n $cancelled && $status != 0 ]]; then
         note "$name" stopped
-    elif [[ -n $warned && $status != 2 ]]; then
-        if [[ $(saved "$output") == "$before" ]]; then
-            say "$name: nothing was saved in this time; it needs a longer --time, or a smaller checkpoint.every"
-            note "$name" ended "$status"
-            return 1
-        fi
+    elif [[ -n $warned && $status != [02] && -n $progress ]]; then
         note "$name" waiting
         requeue
     else
+        if [[ -n $warned && $status != [02] ]]; then
+            echo "mpi-resmtl: nothing was saved in the time of job $id; it needs a longer --time"
+        fi
         note "$name" ended "$status"
     fi
     return "$status"
 }
 
+# Puts the job back into the queue, to go on where it is. One that has not got on would come back for ever.
 requeue() {
-    say "goes back into the queue"
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
+    if [[ -z $progress ]]; then
+        say "warned before anything was done; it needs a longer --time"
+    elif scontrol requeue "$SLURM_JOB_ID"; then
+        say "goes back into the queue"
+        exit 0
+    else
         say "SLURM does not take it back; submit it again to go on"
-        exit 1
     fi
-    exit 0
+    exit 1
 }
 
-# works RANKS NAME OUTPUT ARGUMENTS...: a cell unless it is there already; the job goes on after one that fails.
+# work RANKS NAME OUTPUT ARGUMENTS...: a cell, unless it is there already; the job goes on after one that fails.
 failed=0
 work() {
-    if [[ -f $3 ]]; then
+    if [[ -f $3 && " $* " != *' --overwrite '* ]]; then
         say "$3 is there already"
         note "$2" ended 0
         return
@@ -203,7 +206,6 @@ else
             if [[ ${arguments[i - 1]} == --output ]]; then output=${arguments[i]}; fi
         done
         : "${output:?name the result with --output}"
-        if [[ $1 == run ]]; then :; fi
         work "$ranks" "$output" "$output" "${arguments[@]}"
     done
 fi

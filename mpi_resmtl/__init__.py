@@ -18,16 +18,14 @@ def open_results(path: str | PathLike[str]) -> xarray.DataTree:
     run's configuration and versions are the root's attributes. Close it, or use it in a `with` statement.
     Raises UserError where the file is not a result file of schema mpi-resmtl/1.
     """
-    import h5py
     import xarray
 
+    from mpi_resmtl import hdf5
     from mpi_resmtl.errors import UserError
 
-    try:
-        with h5py.File(path) as file:
-            schema = file.attrs.get("schema")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}") from None
+    hdf5.examine(path)
+    with hdf5.opened(path) as file:
+        schema = hdf5.text(file.attrs.get("schema"))
     if schema != "mpi-resmtl/1":
         raise UserError(f"{path}: is not a result file: its schema is {schema!r}, not 'mpi-resmtl/1'")
     return xarray.open_datatree(path, engine="h5netcdf")

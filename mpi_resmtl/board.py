@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tomllib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Outcome:
     """What became of a cell."""
 
     state: str
-    """done; refused: a user's error; failed: an error that ended the job; running or waiting: nothing yet."""
+    """done; refused: a user's error; failed: an error that ended the job; stopped: by a signal, and saved; running or
+    waiting: nothing yet."""
     seconds: float | None = None
     message: str = ""
 
@@ -132,15 +134,14 @@ def open_board(sweep: Sweep, folder: Path, overwrite: bool) -> Board:
 
 def _is_there(path: Path, cell: Cell, overwrite: bool) -> bool:
     """Whether a cell's result file is there and has its configuration."""
-    import h5py
+    from mpi_resmtl import hdf5
 
     if not path.exists():
         return False
-    try:
-        with h5py.File(path) as file:
-            differ = differences(file.attrs["config"], cell.config)
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        differ = "it is not a result file"
+    config, differ = hdf5.stated(path, "config"), "it is not a result file"
+    if config is not None:
+        with suppress(tomllib.TOMLDecodeError):
+            differ = differences(config, cell.config)
     if differ and not overwrite:
         raise UserError(f"{path}: is there already, of another run: {differ}; --overwrite replaces it")
     return not differ

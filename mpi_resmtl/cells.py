@@ -109,6 +109,11 @@ def single(source: str, settings: list[str]) -> Experiment:
     return resolve(_of_cell(tables, {}), source)
 
 
+def is_sweep(source: str, settings: list[str]) -> bool:
+    """Whether any key of a preset's name or a TOML file, with settings, holds a list of values; raises UserError."""
+    return bool(_swept(_read(source, settings)))
+
+
 def shown(source: str, settings: list[str]) -> str:
     """The whole resolved TOML of an experiment or a sweep."""
     swept = _swept(_read(source, settings))

@@ -123,6 +123,15 @@ def values(found: h5py.Dataset, name: str) -> np.ndarray:
     return read
 
 
+def stated(path: Path, name: str) -> str | None:
+    """An attribute of a file as text, of a file that the suite itself keeps; None where it cannot be read."""
+    try:
+        with h5py.File(path, "r") as file:
+            return text(file.attrs.get(name))
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError):
+        return None
+
+
 def finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite, without a mask of the size of the array."""
     flat = array.reshape(-1)

@@ -26,6 +26,7 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_resmtl
+from mpi_resmtl import hdf5
 from mpi_resmtl.combining import Combiner, ServerCombiner
 from mpi_resmtl.errors import FileError, UserError
 from mpi_resmtl.exchange import Exchange, PartialExchange
@@ -316,6 +317,7 @@ def fill(
 
 def stages(path: Path, run: str) -> list[dict]:
     """The stages that the unfinished file of a run is laid out for; raises UserError where it is not of that run."""
+    hdf5.examine(path)
     try:
         with h5py.File(path, "r") as file:
             if file.attrs["run"] == run:
@@ -455,6 +457,7 @@ class Recorder:
                 self._keep_weights(combiner)
         if self._layout.epoch and done % self._layout.epoch == 0:
             self._clock.lap("record")
+            self._clock.doing = "measure"
             self._write_epoch(done // self._layout.epoch - 1, theta)
         if done in self._models_at:
             self._write("model", slice(self._next_model, self._next_model + 1), "agent", self._silenced(theta)[None])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpi_resmtl import slurm
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.submit import JOBS, submitted
+from mpi_resmtl.submit import JOBS, same, submitted
 
 STATES = ("done", "running", "waiting", "stopped", "failed")
 _INDEX = "index.csv"
@@ -84,7 +84,8 @@ def _of_cell(folder: Path, name: str, ranks: int, number: str, queue: dict[str, 
     def cell(state: str, told: str = "") -> Standing:
         return Standing(name, ranks, state, number, says, told)
 
-    if (folder / f"{name}.h5").exists() or (noted == "ended" and rest == ["0"]):
+    asked = folder / JOBS / f"{name}.toml"
+    if (noted == "ended" and rest == ["0"]) or (asked.exists() and same(folder / f"{name}.h5", asked.read_text())):
         return cell("done")
     if noted == "ended":
         return cell("failed", f"exit status {' '.join(rest)}: {_last_line(folder, name, number)}")

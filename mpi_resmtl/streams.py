@@ -46,7 +46,9 @@ class Stream:
         """Independent U[0, 1) in single precision, two from a word: float32 (length, count, width)."""
         words = -(-self.length * self._width // 2)
         halves = self._words(block, words).view(np.uint32)
-        return self._by_iteration((halves >> np.uint32(8)) * np.float32(2.0**-24), self._width)
+        single = (halves >> np.uint32(8)).astype(np.float32)
+        single *= np.float32(2.0**-24)
+        return self._by_iteration(single, self._width)
 
     def normal(self, block: int) -> np.ndarray:
         """Independent N(0, 1): float64 (length, count, width)."""

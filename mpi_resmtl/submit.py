@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mpi_resmtl import slurm
-from mpi_resmtl.config import Experiment, read, resolve
+from mpi_resmtl.cells import differences, is_sweep, load, single
+from mpi_resmtl.config import Checkpoint, Experiment, read, resolve
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.launch import add_plugin, plug_in
 
@@ -29,8 +30,8 @@ TEMPLATE = PROJECT / "jobs" / "slurm.sh"
 JOBS, SCRIPT, CELLS, SUBMITTED, SWEEP = "jobs", "job.sh", "cells", "submitted.json", "sweep.toml"
 _LONGEST_WARNING = 120
 """Seconds before the limit that a job is warned, where it has eight minutes or more; else a quarter of its time."""
-_EARLY = 60
-"""Seconds that SLURM may be early with its warning."""
+_PARTS = 4
+"""How often at least a run is saved in the time of a job, unless the user says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _submit(asked: argparse.Namespace) -> int:
             f"no SLURM on this machine: sbatch is not there; here: {_here(asked, size)}; "
             "or --dry-run to write the script for another machine"
         )
+    _fit_checkpoints(asked, size)
     cells, sweep = _cells(asked, size)
     folder = (asked.output or Path(Path(asked.experiment).stem)).absolute()
     if slurm.available():
@@ -124,13 +126,33 @@ def _submit(asked: argparse.Namespace) -> int:
     script = _script(asked, size, folder, elements)
     if slurm.available() and (why := slurm.refusal(script)) is not None:
         raise UserError(f"SLURM refuses the job: {why}; it has {_those(slurm.partitions())}")
-    path = _write(folder, left, sweep, script, asked.overwrite)
+    path = _write(folder, left, sweep, script)
     if asked.dry_run:
         print(script, end="")
         print(f"not submitted{'' if slurm.available() else ', nor checked by SLURM'}; sbatch {path}", file=sys.stderr)
         return 0
     _submit_script(path, folder, left, elements, asked)
     return 0
+
+
+def _fit_checkpoints(asked: argparse.Namespace, size: Size) -> None:
+    """Set how often a run is saved where that is not said and the job is short; raises UserError where it never is."""
+    there = read(asked.experiment, asked.set).get("checkpoint", {})
+    given = there.get("minutes") if isinstance(there, dict) else None
+    longest = size.seconds / _PARTS
+    if given is None and longest < 60 * Checkpoint().minutes:
+        asked.set.append(f"checkpoint.minutes={longest / 60:g}")
+    if isinstance(given, int | float) and not there.get("every") and 60 * given > size.seconds - _warning(size):
+        enough = slurm.clock(60 * ceil(given + _warning(size) / 60))
+        raise UserError(
+            f"--time {slurm.clock(size.seconds)} is over before a run is saved, checkpoint.minutes = {given}; "
+            f"--time {enough}, or --set checkpoint.minutes={longest / 60:g}"
+        )
+
+
+def _warning(size: Size) -> int:
+    """Seconds before its limit at which a job is warned."""
+    return min(_LONGEST_WARNING, size.seconds // 4)
 
 
 def _limit(time: str) -> int:
@@ -146,24 +168,15 @@ def _here(asked: argparse.Namespace, size: Size) -> str:
     """The command that does on this machine what the job would do."""
     options = " ".join(f"--set {shlex.quote(setting)}" for setting in asked.set)
     what = f"{shlex.quote(asked.experiment)}{' ' if options else ''}{options}"
-    if _is_sweep(asked.experiment, asked.set):
+    if is_sweep(asked.experiment, asked.set):
         return f"mpirun -n {size.ranks} mpi-resmtl sweep {what} --output DIR"
     return f"mpirun -n {size.ranks} mpi-resmtl run {what}"
 
 
-def _is_sweep(source: str, settings: list[str]) -> bool:
-    from mpi_resmtl.sweep import is_sweep
-
-    return is_sweep(read(source, settings))
-
-
 def _cells(asked: argparse.Namespace, size: Size) -> tuple[list[Cell], str | None]:
     """What is to be run, resolved and checked, and the TOML of a sweep whose cells these are; raises UserError."""
-    from mpi_resmtl import sweep
-
     name = re.sub(r"[^A-Za-z0-9._+-]+", "_", Path(asked.experiment).stem)
-    is_sweep = _is_sweep(asked.experiment, asked.set)
-    if not is_sweep:
+    if not is_sweep(asked.experiment, asked.set):
         for option in ("array", "groups"):
             if getattr(asked, option) is not None:
                 raise UserError(
@@ -172,14 +185,14 @@ def _cells(asked: argparse.Namespace, size: Size) -> tuple[list[Cell], str | Non
         if asked.scaling is not None:
             cells = _scaling(asked, size.ranks)
         else:
-            cells = [Cell(name, size.ranks, sweep.single(asked.experiment, asked.set).toml())]
+            cells = [Cell(name, size.ranks, single(asked.experiment, asked.set).toml())]
         _check_plans(cells, size)
         return cells, None
     if asked.scaling is not None:
         raise UserError(
             f"--scaling {asked.scaling}: {asked.experiment} is a sweep; a study of scaling has one experiment"
         )
-    whole = sweep.load(asked.experiment, asked.set)
+    whole = load(asked.experiment, asked.set)
     cells = [Cell(cell.name, size.ranks, cell.config) for cell in whole.cells]
     if asked.array is not None:
         if asked.groups is not None:
@@ -195,8 +208,6 @@ def _cells(asked: argparse.Namespace, size: Size) -> tuple[list[Cell], str | Non
 
 def _scaling(asked: argparse.Namespace, ranks: int) -> list[Cell]:
     """One cell for each power of two up to the number of ranks, and for that."""
-    from mpi_resmtl.sweep import single
-
     counts = sorted({ranks, *(2**k for k in range(ranks.bit_length()))})
     base = single(asked.experiment, asked.set)
     if base.record.weights == 0:
@@ -261,30 +272,28 @@ def _left(cells: list[Cell], folder: Path, overwrite: bool) -> list[Cell]:
     if not folder.parent.is_dir():
         raise UserError(f"--output {folder}: the folder {folder.parent} does not exist")
     if overwrite:
-        return [cell for cell in cells if not _same(folder, cell)]
+        return [cell for cell in cells if not same(folder / f"{cell.name}.h5", cell.toml)]
     for cell in cells:
         written, result = folder / JOBS / f"{cell.name}.toml", folder / f"{cell.name}.h5"
-        if written.exists() and (differ := _differences(written.read_text(), cell.toml)):
+        if written.exists() and (differ := _unlike(written.read_text(), cell.toml)):
             raise UserError(f"{folder}: holds another run of {cell.name}: {differ}; --overwrite replaces it")
-        if result.exists() and not _same(folder, cell):
+        if result.exists() and not same(result, cell.toml):
             raise UserError(f"{result}: is there already, of another run; --overwrite replaces it")
     return [cell for cell in cells if not (folder / f"{cell.name}.h5").exists()]
 
 
-def _same(folder: Path, cell: Cell) -> bool:
-    """Whether a cell's result is there, and of its configuration."""
+def same(result: Path, toml: str) -> bool:
+    """Whether a result is there, and of an experiment."""
     import h5py
 
     try:
-        with h5py.File(folder / f"{cell.name}.h5") as file:
-            return not _differences(file.attrs["config"], cell.toml)
+        with h5py.File(result) as file:
+            return not _unlike(file.attrs["config"], toml)
     except (OSError, KeyError):
         return False
 
 
-def _differences(there: str, asked: str) -> str:
-    from mpi_resmtl.sweep import _differences as differences
-
+def _unlike(there: str, asked: str) -> str:
     try:
         return differences(there, asked)
     except tomllib.TOMLDecodeError as error:
@@ -373,7 +382,6 @@ def _template() -> str:
 def _script(asked: argparse.Namespace, size: Size, folder: Path, elements: int) -> str:
     """The template, filled in."""
     array = asked.array is not None
-    warning = min(_LONGEST_WARNING, size.seconds // 4)
     log = str(folder / JOBS / "slurm").replace("%", "%%") + ("-%A_%a.log" if array else "-%j.log")
     options = {
         "job-name": Path(asked.experiment).stem,
@@ -381,7 +389,7 @@ def _script(asked: argparse.Namespace, size: Size, folder: Path, elements: int) 
         "ntasks-per-node": str(size.ranks_per_node),
         "cpus-per-task": str(size.threads),
         "time": slurm.clock(size.seconds),
-        "signal": f"B:USR1@{warning}",
+        "signal": f"B:USR1@{_warning(size)}",
         "output": log,
         "chdir": str(Path.cwd()),
     }
@@ -394,13 +402,13 @@ def _script(asked: argparse.Namespace, size: Size, folder: Path, elements: int) 
     launcher = asked.launcher
     if launcher is None and slurm.available() and not slurm.launches_with_pmix():
         launcher = "mpirun"
-    plugins = " ".join(f"--plugin {shlex.quote(name)}" for name in asked.plugin)
+    every = [f"--plugin {shlex.quote(name)}" for name in asked.plugin] + ["--overwrite"] * asked.overwrite
     variables = {
         "project": shlex.quote(str(PROJECT)),
         "venv": shlex.quote(sys.prefix),
         "folder": shlex.quote(str(folder)),
         "elements": str(elements),
-        "options": f"({plugins})",
+        "options": f"({' '.join(every)})",
         **({"groups": str(asked.groups)} if asked.groups else {}),
         **({"launcher": shlex.quote(launcher)} if launcher is not None else {}),
     }
@@ -431,7 +439,7 @@ def _quoted(value: str) -> str:
     return f'"{value}"' if re.search(r"\s", value) else value
 
 
-def _write(folder: Path, cells: list[Cell], sweep: str | None, script: str, overwrite: bool) -> Path:
+def _write(folder: Path, cells: list[Cell], sweep: str | None, script: str) -> Path:
     """Write all that a job needs, and what `mpi-resmtl sweep` knows a folder by; -> the script's path."""
     jobs = folder / JOBS
     try:
@@ -439,8 +447,6 @@ def _write(folder: Path, cells: list[Cell], sweep: str | None, script: str, over
         if sweep is not None:
             (folder / SWEEP).write_text(sweep)
         for cell in cells:
-            if overwrite and cell.command == "run":
-                (folder / f"{cell.name}.h5").unlink(missing_ok=True)
             (jobs / f"{cell.name}.toml").write_text(cell.toml)
             (jobs / f"{cell.name}.state").unlink(missing_ok=True)
         (jobs / CELLS).write_text("".join(f"{cell.line}\n" for cell in cells))

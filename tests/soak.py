@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -43,7 +44,7 @@ class Case:
     most_ranks: int = 5
     reference: Path | None = None
     iterating: float = 1.0
-    """Seconds from when the result file appears until the run ends, about."""
+    """Seconds from when the result file appears until the run ends, about; ranks that share a core take longer."""
 
     def arguments(self, output: Path) -> list[str]:
         """The command line of the run, without resuming."""
@@ -85,10 +86,9 @@ class Soak:
     def unbroken(self, name: str, case: Case) -> None:
         """Run a case undisturbed on one rank."""
         case.reference = self.folder / f"{name.replace(' ', '-')}.h5"
-        began = time.monotonic()
         done = alone(*case.arguments(case.reference), timeout=600)
         assert done.returncode == 0, done.stderr
-        case.iterating = max(0.3, time.monotonic() - began - 1.0)
+        case.iterating = 2.0 * sum(map(float, re.findall(r"iterations in ([0-9.]+) s", done.stdout)))
 
     def chain(self, case: Case, kills: int) -> None:
         """Start a run, kill it so many times, and let it end."""
@@ -100,11 +100,13 @@ class Soak:
             with tempfile.TemporaryFile("w+") as said:
                 job = self._start(case, output, ranks, resume=killed > 0, said=said)
                 self._wait(job, output, case)
+                running: list[int] = []
                 if job.poll() is None:
-                    self._kill(job, way)
+                    running = self._kill(job, way)
                     self.kills[way] += 1
                     killed += 1
                 status = job.wait(_RUN_ENDS_BY)
+                wait_for_end(running)
                 said.seek(0)
                 told = said.read()
             if output.exists():
@@ -148,7 +150,8 @@ class Soak:
             time.sleep(0.01)
         time.sleep(self.random.uniform(0.0, case.iterating))
 
-    def _kill(self, job: subprocess.Popen, way: str) -> None:
+    def _kill(self, job: subprocess.Popen, way: str) -> list[int]:
+        """Do as `way` says; -> the ranks there were."""
         ranks = children(job.pid)
         rank = self.random.choice(ranks or [job.pid])
         target, number = {
@@ -159,6 +162,15 @@ class Soak:
             "SIGUSR1": (job.pid, signal.SIGUSR1),
         }[way]
         os.kill(target, number)
+        return ranks
+
+
+def wait_for_end(ranks: list[int]) -> None:
+    """Until these processes have ended, as those of a killed mpirun do a moment after it."""
+    began = time.monotonic()
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() - began < _RUN_ENDS_BY
+        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:

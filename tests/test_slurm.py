@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 
 import h5py
 import pytest
@@ -19,6 +20,8 @@ PROJECT = Path(__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "mpi_resmtl")
 SHORT = ("--set", "iterations=40", "--set", "rules=none,loss")
 SEEDS = ("--set", "seed=0,1,2,3,4,5")
+LONG = ("--set", "iterations=200000", "--set", "rules=loss", "--set", "record.every=1000", "--set", "record.weights=0")
+"""Some ten seconds on one rank."""
 FAILING = "seed3"
 
 
@@ -49,6 +52,17 @@ def table(cluster: Cluster, folder: Path) -> tuple[int, list[list[str]]]:
     return done.returncode, [line.split() for line in done.stdout.splitlines()]
 
 
+def running(cluster: Cluster, mine: Submitted) -> None:
+    """Wait until a job's run has begun."""
+    log = mine.folder / "jobs" / "fig1c.log"
+    until(lambda: log.exists() and "the run starts" in log.read_text(), 120, cluster.logs)
+
+
+def gone_on(mine: Submitted) -> bool:
+    """Whether a job's run has gone on where it was saved."""
+    return "goes on" in (mine.folder / "jobs" / "fig1c.log").read_text()
+
+
 @pytest.fixture(scope="module")
 def work(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submitted]:
     """One job of each kind, all submitted at once; each test waits for its own."""
@@ -60,7 +74,12 @@ def work(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     )
     two, short = ("--nodes", 2, "--ranks-per-node", 2), ("--time", 10, *SHORT, "--output")
     one = ("--ranks-per-node", 2, *short)
+    limit = submit(cluster, "fig1c", "--time", 1, "--ranks-per-node", 1, *LONG, "--output", "limit", cwd=cwd)
+    running(cluster, limit)
+    # Its minute goes by while the others work.
+    cluster.asked("scancel", "--signal=STOP", f"{limit.job}.0")
     found = {
+        "limit": limit,
         "srun": submit(cluster, "fig1c", *two, *short, "srun", cwd=cwd),
         "mpirun": submit(cluster, "fig1c", "--launcher", "mpirun", *two, *short, "mpirun", cwd=cwd),
         "array": submit(cluster, "fig1c", "--array", "--sbatch", "hold", *SEEDS, *one, "array", cwd=cwd),
@@ -103,6 +122,28 @@ def plain(tmp_path_factory: pytest.TempPathFactory):
         return cwd / f"{name}.h5"
 
     return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result file of the long run, never stopped."""
+    path = tmp_path_factory.mktemp("unbroken") / "fig1c.h5"
+    done = mpirun(1, "run", "fig1c", *LONG, "--output", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_a_job_that_hits_its_time_limit_is_saved_and_requeued_and_ends_right(cluster: Cluster, work, unbroken: Path):
+    mine = work["limit"]
+    log = mine.folder / "jobs" / "fig1c.log"
+    until(lambda: "warned that the time is up" in log.read_text(), 90, cluster.logs)
+    cluster.asked("scancel", "--signal=CONT", f"{mine.job}.0")
+    assert cluster.wait(mine.job) == ["COMPLETED"], log.read_text()
+    assert "stopped by SIGUSR1" in log.read_text()
+    assert "goes back into the queue" in log.read_text()
+    assert gone_on(mine)
+    assert_identical(mine.folder / "fig1c.h5", unbroken)
+    assert "Restarts=1" in cluster.asked("scontrol", "show", "job", mine.job)
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
@@ -213,6 +254,25 @@ def test_the_template_runs_by_hand_as_a_study_of_scaling(cluster: Cluster, work,
         assert_identical(mine.folder / f"hand-{ranks}.h5", plain(f"task.agents={50 * ranks}"))
 
 
+@pytest.mark.parametrize(("launcher", "nodes"), [("srun --mpi=pmix", 1), ("mpirun", 2)])
+def test_a_cancelled_job_leaves_a_state_from_which_submitting_it_again_goes_on(
+    launcher: str, nodes: int, cluster: Cluster, tmp_path: Path, unbroken: Path
+):
+    options = ("--time", 10, "--nodes", nodes, "--ranks-per-node", 1, "--launcher", launcher, *LONG)
+    mine = submit(cluster, "fig1c", *options, "--output", "cancelled", cwd=tmp_path)
+    running(cluster, mine)
+    sleep(1)
+    cluster.asked("scancel", mine.job)
+    assert cluster.wait(mine.job) == ["CANCELLED"]
+    assert (mine.folder / "fig1c.h5.checkpoint").exists()
+    status, (_, row, _) = table(cluster, mine.folder)
+    assert (status, row[2:5]) == (0, ["stopped", mine.job, "CANCELLED"])
+    again = submit(cluster, "fig1c", *options, "--output", "cancelled", cwd=tmp_path)
+    assert cluster.wait(again.job) == ["COMPLETED"], (mine.folder / "jobs" / "fig1c.log").read_text()
+    assert gone_on(mine)
+    assert_identical(mine.folder / "fig1c.h5", unbroken)
+
+
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """It ended with status 2 and one line of ours that has these words."""
     assert done.returncode == 2, done.stderr
@@ -316,7 +376,9 @@ def test_without_slurm_status_tells_what_the_jobs_noted(tmp_path: Path):
     names = ["a", "b", "c", "d", "e"]
     record = {"job": "7", "array": True, "elements": 5, "scaling": None, "cells": names, "ranks": [2] * 5}
     (jobs / "submitted.json").write_text(json.dumps([record | {"sweep": False}]))
-    (tmp_path / "a.h5").touch()
+    (jobs / "a.toml").write_text("seed = 1\n")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["config"] = "seed = 1\n"
     for name, noted in (("b", "running 7_1"), ("c", "ended 7_2 1"), ("d", "stopped 7_3")):
         (jobs / f"{name}.state").write_text(noted)
     (jobs / "b.log").write_text("b: loss: 10 of 40\n")

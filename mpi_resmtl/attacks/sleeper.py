@@ -14,7 +14,7 @@ from mpi_resmtl.attacks.null_space import onto
 from mpi_resmtl.errors import UserError
 
 _SPENT = 1.0 - 1e-6
-"""Part of the budget that is used: rounding must not carry phi_lk above phi_kk."""
+"""Part of the budget that is used, so that rounding does not carry phi_lk above phi_kk."""
 
 
 @dataclass
@@ -54,11 +54,11 @@ def sleeper(parameters: Sleeper, stage: Stage) -> Messages:
         message = model(known)
         loss = _loss(stage, revealed.take(of_edge, axis=0), message)
         phi = state["own"].take(of_edge)
-        budget = _SPENT * (phi - (1.0 - nu) * state["heard"]) / nu
+        budget = (phi - (1.0 - nu) * state["heard"]) / nu
         awake = np.flatnonzero(prey & (budget - loss > parameters.margin * phi))
         if len(awake):
             at = of_edge[awake]
-            spent, cost = _spend(parameters, stage, revealed[at], psi[at], budget[awake])
+            spent, cost = _spend(parameters, stage, revealed[at], psi[at], _SPENT * budget[awake])
             within = cost <= budget[awake]
             message[awake[within]], loss[awake[within]] = spent[within], cost[within]
         accumulate(state["heard"], loss, nu)

@@ -17,7 +17,7 @@ _SMALLEST = 1e-290
 """What is held against a message counts as this at least, so that its inverse is finite."""
 
 _AGENTWISE = ("iteration", "agent")
-_DIMENSIONS = {
+DIMENSIONS = {
     **dict.fromkeys(("loss", "fresh_loss", "msd", "risk_before", "risk_after"), _AGENTWISE),
     **dict.fromkeys(("byzantine_weight", "true_positives", "false_positives"), ("part_iteration", "agent")),
     **dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), ("epoch", "agent")),
@@ -28,6 +28,7 @@ _DIMENSIONS = {
     "model_final": ("agent", "parameter"),
     "traffic": ("rank", "quantity"),
 }
+"""Along what each dataset of a rule lies."""
 _PARTS = ("byzantine_weight", "true_positives", "false_positives")
 _LOSSES = ("loss", "fresh_loss", "msd", "risk_before", "risk_after", "train_loss", "test_loss")
 _ACCURACIES = ("train_accuracy", "test_accuracy")
@@ -91,10 +92,10 @@ class RuleOfFile:
         there = set(self._file.h5[self._at])
         for name in sorted(wanted - there):
             yield f"has no /{self._at}{name}"
-        for name in sorted(there & _DIMENSIONS.keys()):
+        for name in sorted(there & DIMENSIONS.keys()):
             kind = "i" if name == "traffic" else "f"
             itemsize = run.itemsize if name in ("model", "model_final") else 8
-            wrong = list(self._file.dataset(self._at + name, _DIMENSIONS[name], kind, itemsize))
+            wrong = list(self._file.dataset(self._at + name, DIMENSIONS[name], kind, itemsize))
             yield from wrong
             if not wrong:
                 self._sound.add(name)
@@ -153,7 +154,7 @@ class RuleOfFile:
     def _measure(self, name: str) -> Problems:
         """NaN for Byzantine agents; finite for normal ones, unless their models are lost from there on; not below 0."""
         run, accuracy = self._run, name in _ACCURACIES
-        scale = run.scales[_DIMENSIONS[name][0]]
+        scale = run.scales[DIMENSIONS[name][0]]
         lost = np.zeros(len(run.normal), bool)
         for rows, values in self._blocks(name):
             yield from self._silent(name, values, scale[rows])
@@ -435,7 +436,7 @@ class RuleOfFile:
 
     @staticmethod
     def _when(name: str) -> str:
-        return "epoch" if _DIMENSIONS[name][0] == "epoch" else "iteration"
+        return "epoch" if DIMENSIONS[name][0] == "epoch" else "iteration"
 
     def _where(self, name: str, iterations: np.ndarray | None, at: tuple) -> str:
         """The place of a value of a normal agent."""
@@ -444,7 +445,7 @@ class RuleOfFile:
 
     def _place(self, name: str, wrong: np.ndarray, rows: slice) -> str:
         at = tuple(np.argwhere(wrong)[0])
-        return self._where(name, self._run.scales[_DIMENSIONS[name][0]][rows], at)
+        return self._where(name, self._run.scales[DIMENSIONS[name][0]][rows], at)
 
     def _edge(self, name: str, iterations: np.ndarray, at: tuple) -> str:
         """The place of a value of an edge into a normal agent."""
