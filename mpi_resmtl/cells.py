@@ -107,10 +107,14 @@ def single(source: str, settings: list[str]) -> Experiment:
     return resolve(_of_cell(tables, {}), source)
 
 
+def is_sweep(source: str, settings: list[str]) -> bool:
+    """Whether any key of a preset or a TOML file, with `key=value` settings, holds a list of values."""
+    return bool(_swept(_read(source, settings)))
+
+
 def shown(source: str, settings: list[str]) -> str:
     """The whole resolved TOML of an experiment or a sweep."""
-    swept = _swept(_read(source, settings))
-    return load(source, settings).toml if swept else single(source, settings).toml()
+    return load(source, settings).toml if is_sweep(source, settings) else single(source, settings).toml()
 
 
 def differences(there: str, asked: str) -> str:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mpi_resmtl import slurm
-from mpi_resmtl.config import Experiment, read, resolve
+from mpi_resmtl.cells import is_sweep, load, single
+from mpi_resmtl.config import Experiment, resolve
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.launch import add_plugin, plug_in
 
@@ -146,24 +147,15 @@ def _here(asked: argparse.Namespace, size: Size) -> str:
     """The command that does on this machine what the job would do."""
     options = " ".join(f"--set {shlex.quote(setting)}" for setting in asked.set)
     what = f"{shlex.quote(asked.experiment)}{' ' if options else ''}{options}"
-    if _is_sweep(asked.experiment, asked.set):
+    if is_sweep(asked.experiment, asked.set):
         return f"mpirun -n {size.ranks} mpi-resmtl sweep {what} --output DIR"
     return f"mpirun -n {size.ranks} mpi-resmtl run {what}"
 
 
-def _is_sweep(source: str, settings: list[str]) -> bool:
-    from mpi_resmtl.sweep import is_sweep
-
-    return is_sweep(read(source, settings))
-
-
 def _cells(asked: argparse.Namespace, size: Size) -> tuple[list[Cell], str | None]:
     """What is to be run, resolved and checked, and the TOML of a sweep whose cells these are; raises UserError."""
-    from mpi_resmtl import sweep
-
     name = re.sub(r"[^A-Za-z0-9._+-]+", "_", Path(asked.experiment).stem)
-    is_sweep = _is_sweep(asked.experiment, asked.set)
-    if not is_sweep:
+    if not is_sweep(asked.experiment, asked.set):
         for option in ("array", "groups"):
             if getattr(asked, option) is not None:
                 raise UserError(
@@ -172,14 +164,14 @@ def _cells(asked: argparse.Namespace, size: Size) -> tuple[list[Cell], str | Non
         if asked.scaling is not None:
             cells = _scaling(asked, size.ranks)
         else:
-            cells = [Cell(name, size.ranks, sweep.single(asked.experiment, asked.set).toml())]
+            cells = [Cell(name, size.ranks, single(asked.experiment, asked.set).toml())]
         _check_plans(cells, size)
         return cells, None
     if asked.scaling is not None:
         raise UserError(
             f"--scaling {asked.scaling}: {asked.experiment} is a sweep; a study of scaling has one experiment"
         )
-    whole = sweep.load(asked.experiment, asked.set)
+    whole = load(asked.experiment, asked.set)
     cells = [Cell(cell.name, size.ranks, cell.config) for cell in whole.cells]
     if asked.array is not None:
         if asked.groups is not None:
@@ -195,8 +187,6 @@ def _cells(asked: argparse.Namespace, size: Size) -> tuple[list[Cell], str | Non
 
 def _scaling(asked: argparse.Namespace, ranks: int) -> list[Cell]:
     """One cell for each power of two up to the number of ranks, and for that."""
-    from mpi_resmtl.sweep import single
-
     counts = sorted({ranks, *(2**k for k in range(ranks.bit_length()))})
     base = single(asked.experiment, asked.set)
     if base.record.weights == 0:

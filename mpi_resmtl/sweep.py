@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mpi_resmtl.board import INDEX, Board, Outcome, lock, open_board
 from mpi_resmtl.cells import Sweep, load
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.launch import Refused, add_plugin, on_ranks, on_root
+from mpi_resmtl.launch import Refused, Stopped, add_plugin, on_ranks, on_root
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -67,10 +67,16 @@ def _work(group: MPI.Comm, board: Board) -> None:
     while (cell := group.bcast(board.take() if group.rank == 0 else None)) is not None:
         started = monotonic()
         try:
-            engine.run(group, cell.experiment, board.folder / cell.file, overwrite=True, quiet=True)
+            path = board.folder / cell.file
+            engine.run(group, cell.experiment, path, overwrite=True, quiet=True, resume=True)
             outcome = Outcome("done", monotonic() - started)
         except Refused as refused:
             outcome = Outcome("refused", monotonic() - started, str(refused))
+        except Stopped as stopped:
+            if group.rank == 0:
+                board.record(cell, Outcome("stopped", monotonic() - started, str(stopped)))
+                print(f"{cell.name}: saved; the same sweep goes on from there", flush=True)
+            raise
         except Exception as error:
             board.record(cell, Outcome("failed", monotonic() - started, f"{type(error).__name__}: {error}"))
             raise

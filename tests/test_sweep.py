@@ -143,7 +143,10 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_comes_out_the_sam
     assert_identical(again / f"{lost}.h5", swept / f"{lost}.h5")
 
 
-def test_a_killed_sweep_leaves_no_half_written_result_and_goes_on_where_it_was(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_leaves_no_half_written_result_and_goes_on_where_it_was(
+    number: signal.Signals, tmp_path: Path
+):
     text = "seed = [0, 1, 2, 3, 4]\n" + SMALL.replace("iterations = 12", "iterations = 1500")
     path, folder = write(tmp_path, text), tmp_path / "out"
     command = [MPIRUN, "--oversubscribe", "-n", "2", sys.executable, "-m", "mpi_resmtl", "sweep", path]
@@ -156,9 +159,13 @@ def test_a_killed_sweep_leaves_no_half_written_result_and_goes_on_where_it_was(t
     states = [row["state"] for row in index(folder).values()]
     assert states.count("running") <= 1
     assert states.count("waiting") >= 1
-    job.send_signal(signal.SIGKILL)
+    job.send_signal(number)
     job.wait(timeout=30)
     wait_until(lambda: is_free(folder))
+    if number == signal.SIGTERM:
+        states = [row["state"] for row in index(folder).values()]
+        assert states.count("stopped") <= 1
+        assert "failed" not in states
 
     before = written(folder)
     assert 2 <= len(before) < 5
