@@ -29,8 +29,8 @@ class Outcome:
     """What became of a cell."""
 
     state: str
-    """done; refused: a user's error; failed: an error that ended the job; stopped: saved when a signal ended the job;
-    running or waiting: nothing yet."""
+    """done; refused: a user's error; failed: an error that ended the job; stopped: by a signal, and saved; running or
+    waiting: nothing yet."""
     seconds: float | None = None
     message: str = ""
 

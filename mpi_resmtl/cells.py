@@ -10,6 +10,7 @@ its attack is "none".
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from copy import deepcopy
@@ -32,6 +33,7 @@ COUNT, ATTACK, KIND, SEED = "byzantine.count", "byzantine.attack", "graph.kind",
 _SETTLED = ("rule.b",)
 """Keys that a run works out from its graph where they are not given."""
 
+_MOST_CELLS = 100_000
 _NO_MATTER = ("checkpoint.every", "checkpoint.minutes", "exchange.shared")
 """Keys that change no result."""
 
@@ -200,6 +202,9 @@ def _may_be_list(hint: Any) -> bool:
 def _expand(tables: Tables, source: str) -> Sweep:
     swept = _swept(tables)
     _check(tables, swept)
+    count = math.prod(len(values) for values in swept.values())
+    if count > _MOST_CELLS:
+        raise UserError(f"{source}: {count} cells are more than the {_MOST_CELLS} that a sweep may have")
     cells: dict[str, Cell] = {}
     seen = set()
     for chosen in product(*swept.values()):

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
+from mpi_resmtl import hdf5
 from mpi_resmtl.errors import FileError, UserError
 from mpi_resmtl.launch import Refused
 from mpi_resmtl.recorder import LIBVER, About, Position
@@ -83,6 +84,7 @@ def _escaped(name: str) -> str:
 
 def read(path: Path) -> Saved:
     """What a checkpoint is of; raises UserError unless it is whole, to the last bit."""
+    hdf5.examine(path)
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("schema") != SCHEMA:

@@ -14,6 +14,7 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
 from mpi_resmtl import __version__  # noqa: E402  (one thread a rank has to be asked for before numpy loads)
 from mpi_resmtl.errors import UserError  # noqa: E402
 from mpi_resmtl.launch import USER_ERROR, add_plugin, on_ranks, plug_in  # noqa: E402
+from mpi_resmtl.watchdog import add_watchdog, watching  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output", type=Path, metavar="FILE", help="result file (default: PRESET.h5)")
     run.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    add_watchdog(run)
     run.add_argument("--data-dir", metavar="DIR", help="where real data lie (default: $MPI_RESMTL_DATA)")
     add_plugin(run)
     run.set_defaults(command=_run)
@@ -86,7 +88,15 @@ def _run(asked: argparse.Namespace) -> int:
         if asked.data_dir is not None:
             asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
         output = asked.output or Path(Path(asked.experiment).stem + ".h5")
-        run(comm, lambda: single(asked.experiment, asked.set), output, asked.overwrite, resume=asked.resume)
+        with watching(asked.watchdog, comm.rank) as watchdog:
+            run(
+                comm,
+                lambda: single(asked.experiment, asked.set),
+                output,
+                asked.overwrite,
+                resume=asked.resume,
+                watchdog=watchdog,
+            )
 
     return on_ranks(action, asked.plugin)
 

@@ -88,17 +88,21 @@ def diffuse(
 
             exchange.start(sent)
             clock.lap("exchange")
+            clock.doing = "record"
             recorder.write()
+            clock.doing = "exchange"
             exchange.finish()
             clock.lap("exchange")
 
             finite = finite_rows(exchange.heard, exchange.parts)
             combiner(moment, exchange.heard, finite, exchange.arrived, recorder.wants_parts(first + i))
+            clock.doing = "record"
             rank.adversary.listen(exchange.heard, psi, theta, rank.partition)
             recorder.keep(moment, combiner)
             progress(first + i)
             if first + i + 1 == keeper.next:
                 keeper(first + i + 1, theta)
+    clock.doing = "record"
     recorder.end(theta, exchange)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
+from mpi_resmtl import memory
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.registry import Registry
 from mpi_resmtl.streams import generator
@@ -47,17 +49,19 @@ class Topology:
     pairs: Callable
     parameters: type
     directed: bool
+    most: Callable[[int, object, np.ndarray | None], int] | None
+    """(n, parameters, position) -> as how many pairs the work of making them weighs at most; None: not known."""
 
     @property
     def __doc__(self) -> str:
         return self.pairs.__doc__
 
 
-def topology(name: str, parameters: type, directed: bool = False) -> Callable:
+def topology(name: str, parameters: type, directed: bool = False, most: Callable | None = None) -> Callable:
     """Decorator: register a function that gives the pairs of a topology; undirected pairs are given once."""
 
     def register(pairs: Callable) -> Callable:
-        GRAPHS.add(name, Topology(pairs, parameters, directed))
+        GRAPHS.add(name, Topology(pairs, parameters, directed, most))
         return pairs
 
     return register
@@ -75,6 +79,9 @@ def sorted_edges(pairs: np.ndarray, agents: int, directed: bool) -> np.ndarray:
 def build_edges(kind: str, parameters: object, agents: int, position: np.ndarray | None, seed: int) -> np.ndarray:
     """The edge list of the graph table; raises UserError when the topology does not suit the agents."""
     chosen = GRAPHS[kind]
+    if chosen.most is not None:
+        pairs = chosen.most(agents, parameters, position)
+        memory.require(memory.PAIR * pairs, f"graph.kind = {kind!r} of {agents} agents")
     return sorted_edges(chosen.pairs(agents, parameters, position, seed), agents, chosen.directed)
 
 
@@ -101,13 +108,22 @@ class Geometric:
     neighbours: Annotated[int, Ge(1), "greatest size of a neighbourhood, oneself included"] = 10
 
 
-def _close_pairs(parameters: Geometric, position: np.ndarray | None) -> np.ndarray:
-    """All pairs (m, 2) within the radius, each once; O(n log n + m)."""
+def _tree(position: np.ndarray | None):
     from scipy.spatial import cKDTree
 
     if position is None:
         raise UserError("a geometric graph needs agents with positions; this task has none")
-    return cKDTree(position).query_pairs(parameters.radius, output_type="ndarray")
+    return cKDTree(position)
+
+
+def _close(agents: int, parameters: Geometric, position: np.ndarray | None) -> int:
+    tree = _tree(position)
+    return int(tree.count_neighbors(tree, parameters.radius) - agents) // 2
+
+
+def _close_pairs(parameters: Geometric, position: np.ndarray | None) -> np.ndarray:
+    """All pairs (m, 2) within the radius, each once; O(n log n + m)."""
+    return _tree(position).query_pairs(parameters.radius, output_type="ndarray")
 
 
 def _rank_in_group(group: np.ndarray, priority: np.ndarray) -> np.ndarray:
@@ -120,7 +136,7 @@ def _rank_in_group(group: np.ndarray, priority: np.ndarray) -> np.ndarray:
     return rank
 
 
-@topology("geometric", Geometric)
+@topology("geometric", Geometric, most=_close)
 def geometric(agents: int, parameters: Geometric, position: np.ndarray | None, seed: int) -> np.ndarray:
     """Undirected: pairs within a radius, taken in random order while both ends have room.
 
@@ -142,7 +158,7 @@ def geometric(agents: int, parameters: Geometric, position: np.ndarray | None, s
     return np.concatenate(taken) if taken else left
 
 
-@topology("geometric-directed", Geometric, directed=True)
+@topology("geometric-directed", Geometric, directed=True, most=_close)
 def geometric_directed(agents: int, parameters: Geometric, position: np.ndarray | None, seed: int) -> np.ndarray:
     """Directed: each agent hears a random choice of those within a radius, as in the published program."""
     close = _close_pairs(parameters, position)
@@ -156,13 +172,13 @@ class Plain:
     """No parameters."""
 
 
-@topology("complete", Plain)
+@topology("complete", Plain, most=lambda n, parameters, position: n * n)
 def complete(agents: int, parameters: Plain, position: np.ndarray | None, seed: int) -> np.ndarray:
     """Everyone hears everyone."""
     return np.argwhere(np.triu(np.ones((agents, agents), bool), 1))
 
 
-@topology("star", Plain)
+@topology("star", Plain, most=lambda n, parameters, position: n)
 def star(agents: int, parameters: Plain, position: np.ndarray | None, seed: int) -> np.ndarray:
     """Agent 0 and all others hear each other."""
     return np.stack([np.zeros(agents - 1, int), np.arange(1, agents)], axis=1)
@@ -175,7 +191,7 @@ class Ring:
     reach: Annotated[int, Ge(1), "neighbours on either side"] = 1
 
 
-@topology("ring", Ring)
+@topology("ring", Ring, most=lambda n, parameters, position: n * min(parameters.reach, n // 2))
 def ring(agents: int, parameters: Ring, position: np.ndarray | None, seed: int) -> np.ndarray:
     """Each agent and its next ones around a circle hear each other."""
     k = np.arange(agents)
@@ -190,7 +206,7 @@ class Torus:
     rows: Annotated[int, Ge(0), "rows of the grid; 0: the divisor of n nearest below its root"] = 0
 
 
-@topology("torus", Torus)
+@topology("torus", Torus, most=lambda n, parameters, position: 2 * n)
 def torus(agents: int, parameters: Torus, position: np.ndarray | None, seed: int) -> np.ndarray:
     """Four neighbours on a grid whose opposite sides are joined."""
     rows = parameters.rows or max(r for r in range(1, int(agents**0.5) + 1) if agents % r == 0)
@@ -209,7 +225,7 @@ class ErdosRenyi:
     probability: Annotated[float, Ge(0), Le(1), "chance of each undirected edge"] = 0.1
 
 
-@topology("erdos-renyi", ErdosRenyi)
+@topology("erdos-renyi", ErdosRenyi, most=lambda n, parameters, position: int(4 * n * (parameters.probability * n + 1)))
 def erdos_renyi(agents: int, parameters: ErdosRenyi, position: np.ndarray | None, seed: int) -> np.ndarray:
     """Every pair hears each other with one probability."""
     import networkx
@@ -226,7 +242,7 @@ class SmallWorld:
     rewiring: Annotated[float, Ge(0), Le(1), "chance that an edge is rewired"] = 0.1
 
 
-@topology("small-world", SmallWorld)
+@topology("small-world", SmallWorld, most=lambda n, parameters, position: 4 * n * (min(parameters.neighbours, n) + 1))
 def small_world(agents: int, parameters: SmallWorld, position: np.ndarray | None, seed: int) -> np.ndarray:
     """A ring with some edges rewired at random (Watts and Strogatz 1998)."""
     import networkx
@@ -247,15 +263,30 @@ class FromFile:
     directed: Annotated[bool, "an edge is heard one way only"] = True
 
 
-@topology("file", FromFile, directed=True)
+def _written(agents: int, parameters: FromFile, position: np.ndarray | None) -> int:
+    """A line has four characters at least."""
+    return _file(parameters).stat().st_size // 4
+
+
+def _file(parameters: FromFile) -> Path:
+    path = Path(parameters.file)
+    try:
+        if parameters.file and path.is_file():
+            return path
+    except OSError as error:
+        raise UserError(f"graph.file: {error.strerror}: {parameters.file[:200]!r}") from None
+    raise UserError(f"graph.file: no such file: {parameters.file!r}")
+
+
+@topology("file", FromFile, directed=True, most=_written)
 def from_file(agents: int, parameters: FromFile, position: np.ndarray | None, seed: int) -> np.ndarray:
     """Edges read from a text file, one `source target` a line."""
-    path = Path(parameters.file)
-    if not parameters.file or not path.is_file():
-        raise UserError(f"graph.file: no such file: {parameters.file!r}")
+    path = _file(parameters)
     try:
-        pairs = np.loadtxt(path, dtype=np.int64, ndmin=2)
-    except (ValueError, UnicodeDecodeError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="loadtxt: input contained no data")
+            pairs = np.loadtxt(path, dtype=np.int64, ndmin=2)
+    except (ValueError, OverflowError) as error:
         raise UserError(f"graph.file {path}: expected two agent numbers a line: {error}") from None
     if pairs.size and pairs.shape[1] != 2:
         raise UserError(f"graph.file {path}: expected two agent numbers a line, found {pairs.shape[1]}")

@@ -43,11 +43,12 @@ class Keeper:
         rank: Rank,
         iterations: int,
         saved: Saved | None,
+        signals: Signals,
     ):
-        """`iterations` of each rule; `saved`: where the run goes on from."""
+        """`iterations` of each rule; `saved`: where the run goes on from; `signals` end it."""
         self._comm, self._files, self._record, self._rank = comm, files, record, rank
         self._every, self._iterations, self._saved = settings.every, iterations, saved
-        self.signals, self._votes = Signals(), Votes(comm, settings.minutes)
+        self._signals, self._votes = signals, Votes(comm, settings.minutes)
         self._voted, self._next_vote = 0, 1
 
     def rule(self, number: int, name: str, combiner: Combiner | ServerCombiner, clock: Stopwatch) -> None:
@@ -68,10 +69,11 @@ class Keeper:
 
     def __call__(self, done: int, theta: np.ndarray) -> None:
         """Save the run if it is time to, after `done` iterations of the rule; raises Stopped after a signal."""
+        self._clock.doing = "checkpoint"
         number, due = 0, self._every > 0 and done % self._every == 0
         at = self._first + done
         if at >= self._next_vote:
-            number, proposed, ahead = self._votes.vote(self.signals.received, at - self._voted)
+            number, proposed, ahead = self._votes.vote(self._signals.received, at - self._voted)
             self._voted, self._next_vote = at, at + ahead
             due = due or proposed or number > 0
         if due:

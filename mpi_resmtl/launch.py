@@ -34,8 +34,8 @@ class Stopped(Exception):
     def __init__(self, number: int, what: str):
         """`what` has come of the run."""
         super().__init__(f"stopped by {signal.Signals(number).name}: {what}")
-        self.status = 128 + number
-        """Exit status, as a shell tells of a process that the signal ends."""
+        self.number, self.status = number, 128 + number
+        """The signal, and the exit status, as a shell tells of a process that the signal ends."""
 
 
 def add_plugin(parser: argparse.ArgumentParser) -> None:
@@ -79,9 +79,9 @@ def on_ranks(action: Callable[[MPI.Comm], int | None], plugins: Sequence[str] = 
         return stopped.status
     except FileError as error:
         print(f"mpi-resmtl: {error}", file=sys.stderr, flush=True)
-        if comm.size == 1:
-            return 1
-        comm.Abort(1)
+        if comm.size > 1:
+            comm.Abort(1)
+        return 1
     except BaseException:
         print(f"mpi-resmtl: rank {comm.rank} failed and ends the job", file=sys.stderr)
         traceback.print_exc()
@@ -113,6 +113,12 @@ def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
             print(f"mpi-resmtl: {errors[0]}", file=sys.stderr, flush=True)
         raise Refused(errors[0])
     return result
+
+
+def refuse(message: str | None) -> None:
+    """Raise UserError with the message, unless it is None."""
+    if message is not None:
+        raise UserError(message)
 
 
 def on_root(comm: MPI.Comm, action: Callable[[], Result]) -> Result | None:

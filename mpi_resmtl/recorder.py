@@ -455,6 +455,7 @@ class Recorder:
                 self._keep_weights(combiner)
         if self._layout.epoch and done % self._layout.epoch == 0:
             self._clock.lap("record")
+            self._clock.doing = "measure"
             self._write_epoch(done // self._layout.epoch - 1, theta)
         if done in self._models_at:
             self._write("model", slice(self._next_model, self._next_model + 1), "agent", self._silenced(theta)[None])

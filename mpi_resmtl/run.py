@@ -6,6 +6,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl import checkpoint, hdf5, recorder
+from mpi_resmtl import checkpoint, hdf5, memory, recorder
 from mpi_resmtl.adversary import Adversary
 from mpi_resmtl.attacks import ATTACKS, Knowledge, Messages, Stage
 from mpi_resmtl.checkpoint import Files, Saved
@@ -25,12 +26,14 @@ from mpi_resmtl.exchange import Collusion, Everyone, open_exchange
 from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.judging import Judge
 from mpi_resmtl.keeper import Keeper, Start, pieces, stages, start, unlock
-from mpi_resmtl.launch import Refused, Stopped, on_root, together
+from mpi_resmtl.launch import Refused, Stopped, on_root, refuse, together
 from mpi_resmtl.neighbourhoods import tiles
 from mpi_resmtl.partition import Partition, Share, partition, shares
 from mpi_resmtl.progress import Progress, silent
+from mpi_resmtl.signals import Signals
 from mpi_resmtl.stopwatch import Stopwatch
 from mpi_resmtl.tasks import TASKS, Scene, Task
+from mpi_resmtl.watchdog import NO_WATCHDOG, NoWatchdog, Watchdog
 
 
 @dataclass
@@ -44,6 +47,8 @@ class Plan:
     """(n,) neighbours of each agent, itself left out."""
     scene: Scene
     """What the study says of itself; without its arrays."""
+    needs: list[int]
+    """Bytes of memory that each rank takes, estimated."""
 
 
 def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
@@ -51,6 +56,9 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     study = TASKS[experiment.task.name]
     for parameters in (experiment.task, experiment.attack):
         hdf5.examine_inputs(parameters)
+    size = study.size(experiment.task)
+    drawn = memory.AGENT * size.agents + 3 * size.agents * size.parameters * size.itemsize + size.fixed
+    memory.require(drawn, f"{size.agents} agents with models of {size.parameters} parameters")
     scene = study.scene(experiment.task, experiment.seed)
     agents = len(scene.group)
     if scene.length is not None and experiment.iterations > scene.length:
@@ -72,7 +80,11 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     graph = Graph(edge, byzantine, scene.group, scene.position, scene.target, scene.epoch)
     _settle_b(experiment, graph)
     alone = replace(scene, position=None, target=None, edge=None, judging=None, learning=None)
-    return Plan(experiment, graph, len(edge), np.bincount(edge[:, 1], minlength=agents) - 1, alone), cut
+    degree = np.bincount(edge[:, 1], minlength=agents) - 1
+    held = memory.crossing(edge, byzantine, cut[0].offsets)
+    knowing = byzantine.any() and _knowledge(experiment) not in ("nothing", "own")
+    needs = memory.needs(experiment, size, held, int(degree.max()) + 1, knowing)
+    return Plan(experiment, graph, len(edge), degree, alone, needs), cut
 
 
 def _settle_b(experiment: Experiment, graph: Graph) -> None:
@@ -103,6 +115,10 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
             planned.graph = replace(graph, edge=graph.edge[:0])
     planned = comm.bcast(planned)
     share = comm.scatter(cut)
+    length = planned.experiment.iterations
+    what = f"a run of {planned.graph.agents} agents with {planned.edges} edges and {length} iterations"
+    wrong = memory.check(comm, planned.needs, what)
+    together(comm, lambda: refuse(wrong))
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
     who = planned.experiment.byzantine
     attack, way, knows = ATTACKS[who.attack], planned.experiment.exchange.shared, _knowledge(planned.experiment)
@@ -218,6 +234,7 @@ def open_recorder(
         rules = {name: _held(experiment, name) for name in experiment.rules}
         if saved is not None and recorder.stages(path, about.run) == about.stages:
             return about
+        memory.check_disk(memory.file_size(layout, rules.values()), path.parent)
         new = path if saved is None else path.with_name(f"{path.name}.new")
         try:
             recorder.create(new, layout, graph, rules, about)
@@ -253,10 +270,12 @@ def diffuse_rule(
     progress: Callable[[int], None] = silent,
     tell: Callable[[dict[str, float]], None] = silent,
     keeper: Keeper | Keepless = KEEPLESS,
+    watchdog: Watchdog | NoWatchdog = NO_WATCHDOG,
 ) -> None:
     """Run one rule of an experiment; numbers that overflow are an attack's doing and handled where they matter.
 
-    `progress` is called with each iteration that is done, `tell` as in `Recorder.begin`; `keeper` saves the run.
+    `progress` is called with each iteration that is done, `tell` as in `Recorder.begin`; `keeper` saves the run
+    and `watchdog` watches it.
     """
     experiment, task, clock = planned.experiment, rank.task, Stopwatch()
     used = method(experiment, name)
@@ -282,6 +301,7 @@ def diffuse_rule(
         )
     record.begin(name, used.rule.name == "none", _held(experiment, name), task, clock, tell)
     keeper.rule(order(experiment).index(name), name, combiner, clock)
+    watchdog.follow(clock, name)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         diffuse(rank, combiner, experiment.iterations, record, clock, progress, keeper)
 
@@ -293,22 +313,32 @@ def run(
     overwrite: bool,
     quiet: bool = False,
     resume: bool = False,
+    signals: Signals | None = None,
+    watchdog: Watchdog | NoWatchdog = NO_WATCHDOG,
 ) -> None:
     """Run every rule of an experiment and write the result file; collective.
 
     `quiet`: say nothing on the console but errors and that the data are a stand-in. `resume`: go on from where an
-    earlier run was saved. Raises Refused after a user's error, and Stopped when a signal has ended the run, which is
-    saved then.
+    earlier run was saved. `signals`: entered already; None: they are caught while iterations go on. Raises Refused
+    after a user's error, and Stopped when a signal has ended the run, which is saved then.
     """
+    watchdog.enter("start-up")
     begun = on_root(comm, lambda: start(output, load(), overwrite, resume))
     try:
-        _run(comm, begun, output, begun is not None and not quiet)
+        _run(comm, begun, output, begun is not None and not quiet, signals, watchdog)
     finally:
         if begun is not None and begun.lock is not None:
             unlock(output, begun.lock)
 
 
-def _run(comm: MPI.Comm, begun: Start | None, output: Path, told: bool) -> None:
+def _run(
+    comm: MPI.Comm,
+    begun: Start | None,
+    output: Path,
+    told: bool,
+    signals: Signals | None,
+    watchdog: Watchdog | NoWatchdog,
+) -> None:
     """As `run`, from where rank 0 has found that it begins."""
     if told:
         for remark in begun.remarks:
@@ -326,13 +356,15 @@ def _run(comm: MPI.Comm, begun: Start | None, output: Path, told: bool) -> None:
         print("mpi-resmtl: h5py has no MPI; rank 0 gathers and writes the result file", file=sys.stderr, flush=True)
     axes = pieces(comm, rank.partition, planned.graph.agents, layout.ranks)
     files = Files(comm, output, axes, about)
-    keeper = Keeper(comm, experiment.checkpoint, files, record, rank, experiment.iterations, saved)
     ended: Exception | None = None
-    try:
-        with keeper.signals:
-            _diffuse_rules(planned, rank, record, keeper, saved, output.stem if told else None)
-    except (Stopped, Refused) as error:
-        ended = error
+    with ExitStack() as caught:
+        caught_signals = signals or caught.enter_context(Signals())
+        keeper = Keeper(comm, experiment.checkpoint, files, record, rank, experiment.iterations, saved, caught_signals)
+        try:
+            _diffuse_rules(planned, rank, record, keeper, saved, output.stem if told else None, watchdog)
+        except (Stopped, Refused) as error:
+            ended = error
+    watchdog.enter("end")
     record.close()
     keeper.close()
     rank.close()
@@ -348,18 +380,24 @@ def _run(comm: MPI.Comm, begun: Start | None, output: Path, told: bool) -> None:
 
 
 def _diffuse_rules(
-    planned: Plan, rank: Rank, record: recorder.Recorder, keeper: Keeper, saved: Saved | None, label: str | None
+    planned: Plan,
+    rank: Rank,
+    record: recorder.Recorder,
+    keeper: Keeper,
+    saved: Saved | None,
+    label: str | None,
+    watchdog: Watchdog | NoWatchdog,
 ) -> None:
     """Run the rules of an experiment that are not done; progress is told under `label`, None: not."""
     experiment, alone = planned.experiment, rank.partition.count == planned.graph.agents
     first, begun = (0, 0) if saved is None else (saved.position.rule, saved.position.iteration)
     for name in order(experiment)[first:]:
         if label is None:
-            diffuse_rule(planned, rank, name, record, keeper=keeper)
+            diffuse_rule(planned, rank, name, record, keeper=keeper, watchdog=watchdog)
         else:
             whose = "" if alone else "rank 0's agents"
             progress = Progress(f"{label}: {name}", experiment.iterations, whose, begun)
-            diffuse_rule(planned, rank, name, record, progress, progress.found, keeper)
+            diffuse_rule(planned, rank, name, record, progress, progress.found, keeper, watchdog)
             progress.end()
         begun = 0
 

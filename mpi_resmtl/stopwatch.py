@@ -3,6 +3,15 @@
 from time import perf_counter
 
 PHASES = ("adapt", "attack", "exchange", "evaluate", "combine", "measure", "record")
+_AFTER = {
+    "adapt": "attack",
+    "attack": "exchange",
+    "exchange": "evaluate",
+    "evaluate": "combine",
+    "combine": "evaluate",
+    "measure": "record",
+    "record": "adapt",
+}
 
 
 class Stopwatch:
@@ -10,13 +19,17 @@ class Stopwatch:
 
     def __init__(self):
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._last = perf_counter()
+        self.last = perf_counter()
+        """When the last lap was."""
+        self.doing = "adapt"
+        """What is being done now, for a watchdog: what mostly comes after the last lap, or what was put here since."""
 
     def lap(self, phase: str) -> None:
         """Count the time since the last lap as `phase`."""
         now = perf_counter()
-        self.seconds[phase] += now - self._last
-        self._last = now
+        self.seconds[phase] += now - self.last
+        self.last = now
+        self.doing = _AFTER[phase]
 
     def take(self) -> list[float]:
         """Seconds of each phase, in the order of PHASES, since the last take."""

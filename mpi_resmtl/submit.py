@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mpi_resmtl import slurm
-from mpi_resmtl.cells import is_sweep, load, single
+from mpi_resmtl.cells import differences, is_sweep, load, single
 from mpi_resmtl.config import Experiment, resolve
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.launch import add_plugin, plug_in
@@ -273,8 +273,6 @@ def _same(folder: Path, cell: Cell) -> bool:
 
 
 def _differences(there: str, asked: str) -> str:
-    from mpi_resmtl.sweep import _differences as differences
-
     try:
         return differences(there, asked)
     except tomllib.TOMLDecodeError as error:

@@ -9,22 +9,35 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
+from mpi_resmtl import memory
 from mpi_resmtl.board import INDEX, Board, Outcome, lock, open_board
 from mpi_resmtl.cells import Sweep, load
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.launch import Refused, Stopped, add_plugin, on_ranks, on_root
+from mpi_resmtl.watchdog import NO_WATCHDOG, NoWatchdog, Watchdog, add_watchdog, watching
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpi_resmtl.signals import Signals
+
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
-def run(comm: MPI.Comm, load: Callable[[], Sweep], folder: Path, groups: int | None, overwrite: bool) -> None:
+def run(
+    comm: MPI.Comm,
+    load: Callable[[], Sweep],
+    folder: Path,
+    groups: int | None,
+    overwrite: bool,
+    watchdog: Watchdog | NoWatchdog = NO_WATCHDOG,
+) -> None:
     """Run every cell of the sweep that `load()` gives and that has no result file yet; collective.
 
-    `groups` None: as many as there are ranks, or cells left. Raises Refused on every rank when a cell was refused.
+    A cell that was saved goes on from there. `groups` None: as many as there are ranks, or cells left. Raises Refused
+    on every rank when a cell was refused, Stopped when a signal has ended the sweep and the cells at work are saved.
     """
+    from mpi_resmtl.signals import Signals
 
     def prepare():
         if groups is not None and not 1 <= groups <= comm.size:
@@ -42,10 +55,14 @@ def run(comm: MPI.Comm, load: Callable[[], Sweep], folder: Path, groups: int | N
         there = f", {len(board.there)} of them there already" if board.there else ""
         side = f" in {number} groups of ranks" if number > 1 and left else ""
         print(f"{board.sweep.source}: {cells} cells{there}{side}", flush=True)
+    memory.settle(comm)
     group = comm.Split(comm.rank * number // comm.size)
-    _work(group, board)
-    group.Free()
-    _wait(comm)
+    with Signals() as signals:
+        _work(group, board, signals, watchdog)
+        group.Free()
+        watchdog.end()
+        _wait(comm)
+    stopped = comm.allreduce(signals.received, max)
 
     def close() -> None:
         board.close()
@@ -57,32 +74,41 @@ def run(comm: MPI.Comm, load: Callable[[], Sweep], folder: Path, groups: int | N
 
     ended = board.outcomes() if comm.rank == 0 else []
     on_root(comm, close)
+    if stopped:
+        raise Stopped(stopped, f"the cells at work in {folder} are saved; the same command goes on from there")
 
 
-def _work(group: MPI.Comm, board: Board) -> None:
-    """Run one cell after the other on the ranks of a group, until none is left."""
+def _work(group: MPI.Comm, board: Board, signals: Signals, watchdog: Watchdog | NoWatchdog) -> None:
+    """Run one cell after the other on the ranks of a group, until none is left or a signal comes."""
     from mpi_resmtl import run as engine
 
     began = monotonic()
-    while (cell := group.bcast(board.take() if group.rank == 0 else None)) is not None:
+    while (cell := group.bcast(board.take() if group.rank == 0 and not signals.received else None)) is not None:
         started = monotonic()
         try:
             path = board.folder / cell.file
-            engine.run(group, cell.experiment, path, overwrite=True, quiet=True, resume=True)
+            engine.run(
+                group,
+                cell.experiment,
+                path,
+                overwrite=True,
+                quiet=True,
+                resume=True,
+                signals=signals,
+                watchdog=watchdog,
+            )
             outcome = Outcome("done", monotonic() - started)
+        except Stopped as stopped:
+            outcome = Outcome("stopped", None, str(stopped))
+            signals.received = signals.received or stopped.number
         except Refused as refused:
             outcome = Outcome("refused", monotonic() - started, str(refused))
-        except Stopped as stopped:
-            if group.rank == 0:
-                board.record(cell, Outcome("stopped", monotonic() - started, str(stopped)))
-                print(f"{cell.name}: saved; the same sweep goes on from there", flush=True)
-            raise
         except Exception as error:
             board.record(cell, Outcome("failed", monotonic() - started, f"{type(error).__name__}: {error}"))
             raise
         if group.rank == 0:
             board.record(cell, outcome)
-            what = f"refused: {outcome.message}" if outcome.message else f"done in {outcome.seconds:.1f} s"
+            what = f"{outcome.state}: {outcome.message}" if outcome.message else f"done in {outcome.seconds:.1f} s"
             print(f"{cell.name}: {what}{_pace(board, monotonic() - began)}", flush=True)
 
 
@@ -90,8 +116,9 @@ def _pace(board: Board, elapsed: float) -> str:
     """How many cells have ended, and what is left of the time."""
     cells = len(board.sweep.cells)
     ended = sum(outcome.state in ("done", "refused") for outcome in board.outcomes())
-    left = elapsed / (ended - len(board.there)) * (cells - ended)
-    return f"; {ended} of {cells} cells" + (f", about {_duration(left)} left" if ended < cells else "")
+    now = ended - len(board.there)
+    left = f", about {_duration(elapsed / now * (cells - ended))} left" if now and ended < cells else ""
+    return f"; {ended} of {cells} cells{left}"
 
 
 def _duration(seconds: float) -> str:
@@ -116,6 +143,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as seed=0,1,2")
     sweep.add_argument("--overwrite", action="store_true", help="replace what is in DIR of another sweep or run")
     sweep.add_argument("--data-dir", metavar="DIR", help="where real data lie (default: $MPI_RESMTL_DATA)")
+    add_watchdog(sweep)
     add_plugin(sweep)
     sweep.set_defaults(command=_sweep)
 
@@ -123,7 +151,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _sweep(asked: argparse.Namespace) -> int:
     if asked.data_dir is not None:
         asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
-    return on_ranks(
-        lambda comm: run(comm, lambda: load(asked.sweep, asked.set), asked.output, asked.groups, asked.overwrite),
-        asked.plugin,
-    )
+
+    def action(comm: MPI.Comm) -> None:
+        with watching(asked.watchdog, comm.rank) as watchdog:
+            run(comm, lambda: load(asked.sweep, asked.set), asked.output, asked.groups, asked.overwrite, watchdog)
+
+    return on_ranks(action, asked.plugin)

@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing on a machine that does other things as well.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -26,16 +26,22 @@ def central(models: np.ndarray, step_size: float, options: Central) -> np.ndarra
 
     Omega = (Theta'Theta)^1/2 / Tr((Theta'Theta)^1/2) is what the relationship matrix becomes when it is learnt beside
     the models (eq. 1; Zhang and Yeung 2010). With Theta = U S V', Theta Omega^-1 = Tr(S) U V', where singular values
-    below `floor` times the greatest count as that. Computed in float64 from the Gram matrix: O(n^2 P + n^3).
+    below `floor` times the greatest count as that. Computed in float64 from the Gram matrix: n^2 P + n^3.
     """
     theta = models.astype(np.float64)
     scale = np.abs(theta).max()
-    if scale == 0.0 or options.relation == 0.0:
-        return (theta - step_size * options.decay * theta).astype(models.dtype)
-    scaled = theta / scale
-    singular, v = omega_root(scaled, options.floor)
-    pull = singular.sum() * scale * (v / singular) @ (v.T @ scaled)
-    return (theta - step_size * (options.relation * pull + options.decay * theta)).astype(models.dtype)
+    if scale == 0.0:
+        return models
+    theta /= scale
+    kept = (1.0 - step_size * options.decay) * theta
+    if options.relation > 0.0:
+        singular, v = omega_root(theta, options.floor)
+        pull = singular.sum() * ((v / singular) @ (v.T @ theta))
+        kept -= step_size * options.relation * pull
+    with np.errstate(over="ignore"):
+        kept *= scale
+    largest = np.finfo(models.dtype).max
+    return np.clip(kept, -largest, largest).astype(models.dtype)
 
 
 def omega_root(models: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -124,6 +124,28 @@ class Scene:
     """Iterations after which the data end; None: never."""
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large a study is, in numbers that are known before anything is drawn or read; see `memory.needs`."""
+
+    agents: int
+    """n"""
+    parameters: int
+    """P"""
+    itemsize: int
+    """Bytes of a parameter."""
+    block: int
+    """Iterations whose samples are made at once."""
+    sample: int
+    """Bytes of an agent's sample."""
+    gathers: bool
+    """As `Task.gathers`."""
+    data: int = 0
+    """Bytes of an agent's data."""
+    fixed: int = 0
+    """Bytes that a rank takes however few agents it has: libraries, data that all ranks hold."""
+
+
 class Study(Protocol):
     """A registered kind of task."""
 
@@ -135,6 +157,10 @@ class Study(Protocol):
     @staticmethod
     def defaults(tables: dict[str, Any]) -> dict[str, Any]:
         """Tables that the study brings, over which those that the user wrote (`tables`) are laid."""
+
+    @staticmethod
+    def size(parameters: Any) -> Size:
+        """How large it is; called on rank 0 before `scene`. Raises UserError."""
 
     @staticmethod
     def scene(parameters: Any, seed: int) -> Scene:

@@ -12,8 +12,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from mpi_resmtl.data import activity, sources, standin
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph
-from mpi_resmtl.streams import Stream, generator
-from mpi_resmtl.tasks import TASKS, Scene
+from mpi_resmtl.streams import Stream, block_length, generator
+from mpi_resmtl.tasks import TASKS, Scene, Size
 from mpi_resmtl.tasks.classifier import Batches, ClassifierTask, Holdings, Samples
 from mpi_resmtl.tasks.linear_classifier import LinearClassifier
 
@@ -60,6 +60,21 @@ class ActivityRecognition:
         if tables.get("byzantine", {}).get("attack", "uniform") == "uniform":
             brought["byzantine"] = {"attack": "uniform", "low": 0.0, "high": 0.1}
         return brought
+
+    @staticmethod
+    def size(parameters: Parameters) -> Size:
+        """A subject has some 340 rows; reading the set takes its text and its numbers."""
+        row = 4 * activity.FEATURES + 8
+        return Size(
+            agents=parameters.agents,
+            parameters=(activity.FEATURES + 1) * activity.CLASSES,
+            itemsize=4,
+            block=block_length(parameters.agents, 1),
+            sample=row * parameters.batch,
+            gathers=False,
+            data=2 * 410 * row,
+            fixed=150 << 20,
+        )
 
     @staticmethod
     def scene(parameters: Parameters, seed: int) -> Scene:

@@ -15,7 +15,7 @@ from mpi_resmtl.data import digits, sources, standin
 from mpi_resmtl.data.files import DataError
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.streams import Stream, generator
-from mpi_resmtl.tasks import TASKS, Scene
+from mpi_resmtl.tasks import TASKS, Scene, Size
 from mpi_resmtl.tasks.classifier import Batches, ClassifierTask, Holdings, Samples
 from mpi_resmtl.tasks.digit_cnn import DigitCNN
 
@@ -75,6 +75,21 @@ class DigitClassification:
         if attack in ("uniform", "scaled"):
             brought["byzantine"] |= {"low": 0.0, "high": 0.1}
         return brought
+
+    @staticmethod
+    def size(parameters: Parameters) -> Size:
+        """Images in single precision, those of all synthetic agents where they are dealt anew; PyTorch."""
+        image = 4 * digits.SIDE**2 + 8
+        return Size(
+            agents=parameters.agents,
+            parameters=DigitCNN.parameters,
+            itemsize=4,
+            block=1,
+            sample=image * max(parameters.batch),
+            gathers=False,
+            data=2 * image * (parameters.train_images + parameters.test_images),
+            fixed=DigitCNN.memory + (2 * image * _synthetic_pool(parameters) if parameters.dealt_anew else 0),
+        )
 
     @staticmethod
     def scene(parameters: Parameters, seed: int) -> Scene:
@@ -161,7 +176,7 @@ def _groups(parameters: Parameters) -> np.ndarray:
 
 def _synthetic_pool(parameters: Parameters) -> int:
     """Synthetic training images of all agents together."""
-    return int(_groups(parameters).sum()) * parameters.train_images
+    return (parameters.agents - parameters.agents // 2) * parameters.train_images
 
 
 def _holdings(parameters: Parameters, seed: int, agent: int) -> Holdings:

@@ -28,6 +28,8 @@ class DigitCNN:
     inputs, classes = 28 * 28, 10
     tensors = tuple(int(np.prod(shape)) for shape in _SHAPES)
     parameters = sum(int(np.prod(shape)) for shape in _SHAPES)
+    memory = 500 << 20
+    """Bytes that PyTorch takes."""
 
     def __init__(self):
         import torch

@@ -16,8 +16,8 @@ from annotated_types import Ge, Gt, Len, Lt
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.neighbourhoods import Neighbourhoods
-from mpi_resmtl.streams import Stream, generator
-from mpi_resmtl.tasks import TASKS, Scene, regression
+from mpi_resmtl.streams import Stream, block_length, generator
+from mpi_resmtl.tasks import TASKS, Scene, Size, regression
 from mpi_resmtl.tasks.regression import Regression
 
 _FEW = 64
@@ -279,6 +279,14 @@ class LinearRegression:
         if tables.get("byzantine", {}).get("attack", "uniform") == "uniform":
             brought["byzantine"] = {"attack": "uniform", "low": 3.0, "high": 4.0}
         return brought
+
+    @staticmethod
+    def size(parameters: Parameters) -> Size:
+        """Samples as they are drawn, by rows and by component; the covariance and what it is made from."""
+        n, size = parameters.agents, parameters.dimension
+        square = 0 if parameters.covariance == "identity" else 5 * 8 * size * size
+        block = block_length(n, size + 1)
+        return Size(n, size, 8, block, 4 * 8 * (size + 1), gathers=size <= _FEW, fixed=square)
 
     @staticmethod
     def scene(parameters: Parameters, seed: int) -> Scene:

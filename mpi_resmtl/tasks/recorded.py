@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from mpi_resmtl import hdf5
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph, check_agents, sorted_edges
 from mpi_resmtl.streams import block_length
-from mpi_resmtl.tasks import TASKS, Scene, Task
+from mpi_resmtl.tasks import TASKS, Scene, Size, Task
 from mpi_resmtl.tasks.blocks import Blocks, following
 from mpi_resmtl.tasks.classifier import ClassifierTask, Optimizer, Samples
 from mpi_resmtl.tasks.digit_cnn import DigitCNN
@@ -86,6 +87,26 @@ class RecordedStream:
         if byzantine and asked.get("attack", "recorded") == "recorded":
             brought["byzantine"] |= {"attack": "recorded", "file": name}
         return brought
+
+    @staticmethod
+    def size(parameters: Parameters) -> Size:
+        """What the file's shapes say; its messages are held by every rank."""
+        name = parameters.file
+        with hdf5.opened(name) as file:
+            _, agents = _checked_shape(file, name)
+            x, itemsize = file["stream/x"], 8 if hdf5.text(file.attrs["model"]) == "location" else 4
+            numbers = math.prod(x.shape[2:]) + math.prod(file["stream/y"].shape[2:])
+            message = file.get("attack/message")
+            held = 16 * message.size if isinstance(message, h5py.Dataset) else 0
+            return Size(
+                agents=agents,
+                parameters=file["agent/initial"].shape[1],
+                itemsize=itemsize,
+                block=_block(agents, x.shape),
+                sample=2 * 8 * numbers,
+                gathers=itemsize == 8,
+                fixed=held + (DigitCNN.memory if x.shape[3:] == (784,) else 0),
+            )
 
     @staticmethod
     def scene(parameters: Parameters, seed: int) -> Scene:
@@ -169,7 +190,7 @@ class _Columns:
         with hdf5.opened(name) as file:
             shape = file["stream/x"].shape
         self._iterations = shape[0]
-        self.length = block_length(agents, int(np.prod(shape[2:])) + 1, words=2**20)
+        self.length = _block(agents, shape)
 
     def check(self) -> None:
         """Read everything once; raises UserError where a number is not finite or a label out of range."""
@@ -201,6 +222,11 @@ class _Columns:
             x, y = (file[f"stream/{part}"][rows, self._own] for part in "xy")
             active = file["stream/active"][rows, self._own].astype(bool) if "stream/active" in file else None
         return _cast(x, self._classes), y, active
+
+
+def _block(agents: int, shape: tuple[int, ...]) -> int:
+    """Iterations of a stream whose x has this shape that are read at a time."""
+    return block_length(agents, math.prod(shape[2:]) + 1, words=2**20)
 
 
 def _checked_shape(file: h5py.File, name: str) -> tuple[int, int]:

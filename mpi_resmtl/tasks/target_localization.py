@@ -10,8 +10,8 @@ from annotated_types import Ge, Gt, Len
 
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph
-from mpi_resmtl.streams import Stream, generator
-from mpi_resmtl.tasks import TASKS, Scene
+from mpi_resmtl.streams import Stream, block_length, generator
+from mpi_resmtl.tasks import TASKS, Scene, Size
 from mpi_resmtl.tasks.location import Judge, LocationTask, LossPosition, Noise, direction_to
 
 Interval = Annotated[list[Annotated[float, Ge(0)]], Len(2, 2)]
@@ -76,6 +76,12 @@ class TargetLocalization:
             once = {"fixed": True, "same_to_all": True} if code else {}
             brought["byzantine"] = {"attack": "uniform", "low": 15.0, "high": 16.0} | once
         return brought
+
+    @staticmethod
+    def size(parameters: Parameters) -> Size:
+        """Two parameters and three numbers a sample, which are also kept as q and signal."""
+        block = block_length(parameters.agents, 3)
+        return Size(parameters.agents, 2, 8, block, 8 * (3 + 5 + 6), gathers=True)
 
     @staticmethod
     def scene(parameters: Parameters, seed: int) -> Scene:
