@@ -152,7 +152,7 @@ def _index(folder: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
         rows, names = list(reader), tuple(reader.fieldnames or ())
     missing = [name for name in (*FIXED, "file", "state") if name not in names]
     if missing or not rows:
-        raise ResultError(f"{path}: is not the index of a sweep: it has no {missing[0] if missing else 'cell'}")
+        raise ResultError(f"{path}: is not the index of a sweep: it has no {repr(missing[0]) if missing else 'cell'}")
     return rows, tuple(name for name in names if name not in (*FIXED, *FOLLOWING))
 
 
