@@ -203,15 +203,9 @@ def ratio(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return spread([a / b for a, b in zip(one["seconds"], other["seconds"], strict=True)])
 
 
-def asleep(comm: MPI.Comm, ranks: int, action: Callable[[MPI.Comm], Found]) -> Found | None:
-    """What `action` gives on the first `ranks` of them, with a communicator of theirs; the others sleep meanwhile."""
-    from mpi4py import MPI
-
-    some = comm.Split(0 if comm.rank < ranks else MPI.UNDEFINED, comm.rank)
-    found = None
-    if some != MPI.COMM_NULL:
-        found = action(some)
-        some.Free()
+def asleep(comm: MPI.Comm, action: Callable[[], Found] | None) -> Found | None:
+    """What `action` gives; ranks that have none (None) leave the machine to the others until these are done."""
+    found = None if action is None else action()
     done = comm.Ibarrier()
     while not done.Test():
         sleep(0.002)

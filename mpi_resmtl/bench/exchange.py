@@ -52,7 +52,7 @@ def _measure(comm: MPI.Comm, asked: argparse.Namespace) -> dict[str, Any]:
 
     sizes, degrees = on_root(comm, lambda: _sizes(comm, asked)) or (None, None)
     sizes, degrees = comm.bcast((sizes, degrees))
-    machine = ceilings(comm, asked.folder)
+    machine = ceilings(comm, asked.folder, min(5, asked.repeats))
     rows = []
     if comm.rank == 0:
         print(_HEADER, flush=True)

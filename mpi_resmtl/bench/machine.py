@@ -25,7 +25,7 @@ _SMALL = 16
 _BURST = 32
 
 
-def ceilings(comm: MPI.Comm, folder: Path, repeats: int = 5) -> dict[str, Any]:
+def ceilings(comm: MPI.Comm, folder: Path, repeats: int) -> dict[str, Any]:
     """What all ranks of `comm` reach at once, and pairs of them by messages; collective, counts on rank 0.
 
     `gemm`: float32 operations a second of a rank (`peak.gemm_peak`), the mean over ranks. `copy`: bytes a second of a

@@ -75,7 +75,7 @@ def _measure(comm: MPI.Comm, asked: argparse.Namespace) -> dict[str, Any]:
     from mpi_resmtl.bench.machine import ceilings
 
     on_root(comm, lambda: _check(asked))
-    machine = ceilings(comm, asked.folder)
+    machine = ceilings(comm, asked.folder, min(5, asked.repeats))
     rows = []
     for number, study in enumerate(STUDIES):
         row = one(comm, study, int(asked.megabytes * 1e6), asked.folder, asked.repeats)
@@ -109,29 +109,31 @@ def one(comm: MPI.Comm, study: str, size: int, folder: Path, repeats: int) -> di
     words = planned.edges * 2 + planned.graph.agents * (len(task.measures) + 3)
     models = planned.graph.agents * task.parameters * task.dtype.itemsize
     a_iteration = 8 * words + models * planned.experiment.record.models
-    iterations = planned.experiment.iterations = max(1, round(size / a_iteration))
+    epoch = task.epoch or 1
+    iterations = planned.experiment.iterations = epoch * max(1, round(size / a_iteration / epoch))
     still = SimpleNamespace(part=np.full(len(part.row), 0.1), judge=SimpleNamespace(held=np.ones(len(part.row))))
 
-    layouts, recorded, plain = [], [], []
+    layouts, recorded, plain, pieces, mine, start = [], [], [], [], [], 0
     with shared_folder(comm, folder) as inside:
-        for number in range(repeats + 1):
-            path = inside / f"{number}.h5"
-            with np.errstate(invalid="ignore"):
-                written = _record(comm, planned, graph, rank, still, path)
-            pieces = comm.bcast(written.pieces)
-            mine = [np.zeros(piece, np.uint8) for piece in pieces[comm.rank :: comm.size]]
-            start = sum(comm.allgather(sum(map(len, mine)))[: comm.rank])
-            beside = inside / f"{number}.plain"
-            if comm.rank == 0:
-                beside.touch()
-            seconds = timed(comm, lambda beside=beside, start=start, mine=mine: write(beside, start, mine))
+        # Turns begin with one and the other, so that neither always finds what the other has left in memory.
+        for turn in range(2 * repeats + 1):
+            path = inside / str(turn)
+            if turn == 0 or turn % 4 in (1, 0):
+                with np.errstate(invalid="ignore"):
+                    written = _record(comm, planned, graph, rank, still, path)
+                if turn == 0:
+                    pieces = comm.bcast(written.pieces)
+                    mine = [np.zeros(piece, np.uint8) for piece in pieces[comm.rank :: comm.size]]
+                    start = sum(comm.allgather(sum(map(len, mine)))[: comm.rank])
+                else:
+                    layouts.append(written.layout)
+                    recorded.append(written.recording)
+            else:
+                if comm.rank == 0:
+                    path.touch()
+                plain.append(timed(comm, lambda path=path, at=start, what=mine: write(path, at, what)))
             if comm.rank == 0:
                 path.unlink()
-                beside.unlink()
-            if number:
-                layouts.append(written.layout)
-                recorded.append(written.recording)
-                plain.append(seconds)
     rank.close()
     total = sum(pieces)
     return {
@@ -154,7 +156,7 @@ def _record(comm: MPI.Comm, planned: Plan, graph: Any, rank: Rank, still: Simple
 
     task, clock, opened = rank.task, _Totals(), []
     layout = timed(comm, lambda: opened.append(run.open_recorder(comm, planned, graph, rank, path)))
-    record, theta = opened[0], task.start()
+    (record, _, _), theta = opened[0], task.start()
     record.begin("loss", False, recorder.Held(accumulated=True, shares=False), task, clock)
     clock.lap("measure")
     iterations = planned.experiment.iterations
