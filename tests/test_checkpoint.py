@@ -33,7 +33,7 @@ SHORT = ["run", "fig1c", "--set", "iterations=60", "--set", "rules=none,loss", "
 STOPPED = """
 import os, signal, sys
 from mpi_resmtl import adversary, signals
-signals._MOST_ITERATIONS = 1
+signals._MOST_ITERATIONS, signals._SECONDS_BETWEEN_VOTES = 1, 0.0
 speak = adversary.Adversary.speak
 def stopping(self, moment, *rest):
     if moment.iteration == {iteration}:
@@ -320,7 +320,7 @@ def small_disk(tmp_path: Path):
 
 def test_a_run_for_which_the_disk_is_too_small_is_refused_before_it_starts(small_disk: Path):
     done = mpirun(2, *SHORT, "--set", "iterations=3000", "--output", small_disk / "run.h5")
-    refused(done, "bytes", "are free in")
+    refused(done, "left")
     assert list(small_disk.iterdir()) == []
 
 

@@ -98,7 +98,7 @@ def work(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     cluster.asked("scontrol", "release", found["array"].job)
     script = (PROJECT / "jobs" / "slurm.sh", "run", "fig1c", *SHORT)
     grown = ("--set", "task.agents=%n")
-    by_hand = ("sbatch", "--parsable", "--time=10", "--ntasks-per-node=2")
+    by_hand = ("sbatch", "--parsable", "--time=10", "--ntasks-per-node=2", f"--output={cwd}/hand-%j.log")
     for name, options, arguments in (
         ("hand", ("--array=4-5",), (*script, "--set", "seed=%a", "--output", cwd / "hand-%a.h5")),
         (
