@@ -72,7 +72,9 @@ def sorted_edges(pairs: np.ndarray, agents: int, directed: bool) -> np.ndarray:
     pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
     if not directed:
         pairs = np.concatenate([pairs, pairs[:, ::-1]])
-    key = np.unique(np.concatenate([pairs[:, 1] * agents + pairs[:, 0], np.arange(agents) * (agents + 1)]))
+    # Sorting is many times as fast as `np.unique`, which hashes.
+    key = np.sort(np.concatenate([pairs[:, 1] * agents + pairs[:, 0], np.arange(agents) * (agents + 1)]))
+    key = key[np.flatnonzero(np.diff(key, prepend=-1))]
     return np.stack([key % agents, key // agents], axis=1).astype(np.int32)
 
 
@@ -128,7 +130,8 @@ def _close_pairs(parameters: Geometric, position: np.ndarray | None) -> np.ndarr
 
 def _rank_in_group(group: np.ndarray, priority: np.ndarray) -> np.ndarray:
     """Place (0, 1, ...) of each entry among those of its group by ascending priority."""
-    order = np.lexsort((priority, group))
+    # One key to sort by takes a fraction of the time of two; within a group priorities differ.
+    order = np.argsort(group.astype(np.int64) * (int(priority.max(initial=0)) + 1) + priority)
     first = np.flatnonzero(np.diff(group[order], prepend=-1))
     place = np.arange(len(group)) - first.repeat(np.diff(first, append=len(group)))
     rank = np.empty_like(place)
