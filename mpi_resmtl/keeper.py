@@ -229,7 +229,8 @@ def _usable(output: Path, there: list[Path], experiment: Experiment) -> tuple[Sa
             raise UserError(f"{path} is of another run: {differ}; --overwrite starts anew")
         if not recorder.temporary(output).exists():
             raise UserError(f"{recorder.temporary(output)} is missing, and what was recorded before {path} with it")
-        return saved, remarks
+        rule = experiment.rules[saved.position.rule]
+        return saved, [*remarks, f"{output}: goes on after iteration {saved.position.iteration} of rule {rule}"]
     raise UserError(f"{'; '.join(remarks)}; --overwrite starts anew")
 
 

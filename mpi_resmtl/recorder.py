@@ -505,6 +505,7 @@ class Recorder:
             self._to_measure = None
             self._measure(self._last)
         self._write_block()
+        self._block_start = self._measured - self._measured % self._layout.block
         self._flush()
         self._clock.lap("record")
         by_agent = {"total": self._total, "descents": self._descents}

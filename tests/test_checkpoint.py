@@ -91,6 +91,14 @@ def test_how_often_a_run_is_saved_changes_no_bit(unbroken: Path, tmp_path: Path)
         assert_identical(unbroken, path)
 
 
+def test_a_checkpoint_where_a_block_of_records_ends_changes_no_bit(tmp_path: Path):
+    long = ["run", "fig1c", "--set", "iterations=4200", "--set", "rules=loss"]
+    for name, every in (("whole", 0), ("saved", 2048)):
+        done = mpirun(2, *long, "--set", f"checkpoint.every={every}", "--output", tmp_path / f"{name}.h5")
+        assert done.returncode == 0, done.stderr
+    assert_identical(tmp_path / "whole.h5", tmp_path / "saved.h5")
+
+
 def test_two_checkpoints_are_kept_and_none_after_the_end(unbroken: Path, saved: Path):
     there = {path.name for path in saved.parent.iterdir()}
     assert there == {"run.h5.part", "run.h5.checkpoint", "run.h5.checkpoint.before"}
@@ -320,7 +328,7 @@ def small_disk(tmp_path: Path):
 
 def test_a_run_for_which_the_disk_is_too_small_is_refused_before_it_starts(small_disk: Path):
     done = mpirun(2, *SHORT, "--set", "iterations=3000", "--output", small_disk / "run.h5")
-    refused(done, "left")
+    refused(done, "the result takes", "MB", "left; record.every")
     assert list(small_disk.iterdir()) == []
 
 
