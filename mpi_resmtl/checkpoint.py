@@ -11,7 +11,9 @@ Random streams are keyed by iteration and have no state.
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from mpi_resmtl import hdf5
 from mpi_resmtl.errors import FileError, UserError
 from mpi_resmtl.launch import Refused
 from mpi_resmtl.recorder import LIBVER, About, Position
-from mpi_resmtl.storage import check_room, reason, sync, writing
+from mpi_resmtl.storage import DESCRIPTION, check_room, reason, sync, writing
 
 SCHEMA = "mpi-resmtl-checkpoint/1"
 
@@ -155,7 +157,7 @@ class Files:
                 places[:] = self._lay_out(new, arrays, position)
             except UserError as error:
                 problem = f"{error}; {self._good()}"
-                print(f"mpi-resmtl: {problem}", flush=True)
+                print(f"mpi-resmtl: {problem}", file=sys.stderr, flush=True)
                 new.unlink(missing_ok=True)
         self.comm.Bcast(places)
         if places[0] < 0:
@@ -176,6 +178,9 @@ class Files:
     def _lay_out(self, new: Path, arrays: list[tuple[str, str, np.ndarray]], position: Position) -> list[int]:
         """Make the file with all its space; -> where in it each array begins, and the checks at last."""
         places = []
+        sizes = [self.pieces[axis].total * _row(v) if axis != _ALIKE else v.nbytes for axis, _, v in arrays]
+        size = sum(sizes) + DESCRIPTION * (len(arrays) + 1) + len(json.dumps(asdict(self.about)))
+        check_room(new, size, "a checkpoint")
         with writing(new):
             with h5py.File(new, "w", libver=LIBVER) as file:
                 names = [f"{axis}/{name}" for axis, name, _ in arrays]
@@ -185,8 +190,6 @@ class Files:
                     whole = values.shape if axis == _ALIKE else (self.pieces[axis].total, *values.shape[1:])
                     places.append(_claim(file, name, whole, values.dtype))
                 places.append(_claim(file, "checks", (len(arrays),), np.dtype(np.uint64)))
-                size = file.id.get_filesize()
-            check_room(new, size)
             descriptor = os.open(new, os.O_WRONLY)
             try:
                 os.posix_fallocate(descriptor, 0, max(1, new.stat().st_size))
@@ -204,8 +207,7 @@ class Files:
                 elif self.comm.rank:
                     continue
                 if values.size:
-                    row = values.nbytes // len(values) if values.ndim else 0
-                    _write(descriptor, values, int(places[number]) + first * row)
+                    _write(descriptor, values, int(places[number]) + first * _row(values))
                     checks[number] = _check(values, first)
             os.fsync(descriptor)
         finally:
@@ -236,6 +238,11 @@ def _claim(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) 
     h5py.h5o.link(dataset, file.id, name.encode(), lcpl=links)
     offset = dataset.get_offset()
     return 0 if offset is None else offset
+
+
+def _row(values: np.ndarray) -> int:
+    """Bytes of a row of an array, as many as a rank without any row sees."""
+    return values.dtype.itemsize * math.prod(values.shape[1:]) if values.ndim else 0
 
 
 def _write(descriptor: int, values: np.ndarray, place: int) -> None:

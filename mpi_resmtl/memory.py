@@ -7,7 +7,6 @@ needs anyhow beyond a constant. It is meant to be right within a factor of two.
 from __future__ import annotations
 
 import resource
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,16 +185,6 @@ def file_size(layout: Layout, rules: Iterable[Held]) -> int:
     rule += 8 * n * epochs * len(layout.epoch_measures) + 56 * layout.ranks * weighed
     rule += n * model * (_kept(length, layout.models_every) + 1)
     return sum(rule + 8 * layout.edges * weighed * (1 + held.shares + held.accumulated) for held in rules)
-
-
-def check_disk(needed: int, folder: Path) -> None:
-    """Raise UserError when a file of so many bytes does not fit in the folder."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"the result takes {shown(needed)}, {folder} has {shown(free)} left; record.every, record.weights "
-            f"and record.models say what is recorded"
-        )
 
 
 def _largest(uses: Iterable[Use], judged_by: str, option: str) -> int:

@@ -34,7 +34,7 @@ from mpi_resmtl.judging import Moment
 from mpi_resmtl.partition import Partition
 from mpi_resmtl.progress import silent
 from mpi_resmtl.stopwatch import PHASES, Stopwatch
-from mpi_resmtl.storage import check_room, reason, sync, writing
+from mpi_resmtl.storage import reason, sync, writing
 from mpi_resmtl.streams import block_length
 from mpi_resmtl.tasks import Task
 from mpi_resmtl.tasks.blocks import later
@@ -280,7 +280,6 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], abo
             chunks = (per_rank, layout.parameters)
             dataset(at + "model_final", ("agent", "parameter"), "last model", chunks, dtype=layout.dtype)
             dataset(at + "traffic", ("rank", "quantity"), "messages and bytes sent over the run", dtype="i8")
-        check_room(path, sum(values.nbytes for rule in file["rule"].values() for values in rule.values()))
 
 
 @dataclass(frozen=True)

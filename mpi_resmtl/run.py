@@ -32,8 +32,13 @@ from mpi_resmtl.partition import Partition, Share, partition, shares
 from mpi_resmtl.progress import Progress, silent
 from mpi_resmtl.signals import Signals
 from mpi_resmtl.stopwatch import Stopwatch
+from mpi_resmtl.storage import DESCRIPTION, check_room
 from mpi_resmtl.tasks import TASKS, Scene, Task
 from mpi_resmtl.watchdog import NO_WATCHDOG, NoWatchdog, Watchdog
+
+_DATASETS = 20
+"""No more datasets than this are in a result file at the root and in "graph", and for a rule."""
+_RECORD_LESS = "; record.every, record.weights and record.models say what is recorded"
 
 
 @dataclass
@@ -234,8 +239,9 @@ def open_recorder(
         rules = {name: _held(experiment, name) for name in experiment.rules}
         if saved is not None and recorder.stages(path, about.run) == about.stages:
             return about
-        memory.check_disk(memory.file_size(layout, rules.values()), path.parent)
         new = path if saved is None else path.with_name(f"{path.name}.new")
+        described = DESCRIPTION * _DATASETS * (1 + len(rules))
+        check_room(new, memory.file_size(layout, rules.values()) + described, "the result", _RECORD_LESS)
         try:
             recorder.create(new, layout, graph, rules, about)
             if saved is not None:

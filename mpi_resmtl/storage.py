@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mpi_resmtl.errors import UserError
+from mpi_resmtl.memory import shown
+
+DESCRIPTION = 8192
+"""Bytes that HDF5 takes at most to describe a dataset and, but for a few, each of its chunks."""
 
 
 @contextmanager
@@ -27,16 +32,17 @@ def reason(error: OSError) -> str:
     return told.group(1) if told else error.strerror or str(error).splitlines()[0]
 
 
-def check_room(path: Path, more: int) -> None:
-    """Raise UserError unless `more` bytes can be added to a file, as far as disk and file size limit tell."""
-    state = os.statvfs(path)
-    free = state.f_bavail * state.f_frsize
-    if more > free:
-        raise UserError(f"{path}: needs {more:,} bytes, and {free:,} are free in {path.parent}")
+def check_room(path: Path, size: int, what: str, advice: str = "") -> None:
+    """Raise UserError unless a new file can have `size` bytes, as far as disk and file size limit tell.
+
+    HDF5 may crash, or say nothing, where it cannot write a file's description on closing it: this is asked before.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise UserError(f"{what} takes {shown(size)}, {path.parent} has {shown(free)} left{advice}")
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = path.stat().st_size + more
     if limit != resource.RLIM_INFINITY and size > limit:
-        raise UserError(f"{path}: will have {size:,} bytes, and the file size limit (ulimit -f) is {limit:,}")
+        raise UserError(f"{path}: takes {shown(size)}, and the file size limit (ulimit -f) is {shown(limit)}{advice}")
 
 
 def sync(path: Path) -> None:

@@ -116,8 +116,9 @@ def _pace(board: Board, elapsed: float) -> str:
     """How many cells have ended, and what is left of the time."""
     cells = len(board.sweep.cells)
     ended = sum(outcome.state in ("done", "refused") for outcome in board.outcomes())
-    left = elapsed / (ended - len(board.there)) * (cells - ended)
-    return f"; {ended} of {cells} cells" + (f", about {_duration(left)} left" if ended < cells else "")
+    here = ended - len(board.there)
+    left = f", about {_duration(elapsed / here * (cells - ended))} left" if here and ended < cells else ""
+    return f"; {ended} of {cells} cells{left}"
 
 
 def _duration(seconds: float) -> str:
