@@ -10,6 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_resmtl
+from mpi_resmtl import loops
 
 kind, path = sys.argv[1:]
 parallel = kind == "parallel"
@@ -40,5 +41,5 @@ if comm.rank == 0:
     python = sys.version.split()[0]
     print(
         f"two ranks wrote one {kind} HDF5 file: mpi_resmtl {mpi_resmtl.__version__}, Python {python}, {library},"
-        f" HDF5 {h5py.version.hdf5_version}, h5py {h5py.__version__}, numpy {np.__version__}"
+        f" HDF5 {h5py.version.hdf5_version}, h5py {h5py.__version__}, numpy {np.__version__}, loops in {loops.IN_USE}"
     )

@@ -8,7 +8,7 @@ Usage: jobs/setup.sh [--serial | --keep] [--test]
 Sets up all that mpi-resmtl needs and proves it with a job of two ranks. Safe to run again: what works is kept.
 An MPI compiler and a parallel HDF5 that are there already (cluster modules: mpicc, h5pcc on PATH) are used as they are.
 
-  --serial  pip wheels only: no apt and no compiler; result files are gathered and written by one rank
+  --serial  pip wheels only: no apt, and no compiler needed; result files are gathered and written by one rank
   --keep    serial if the environment is that already, else parallel as without an option
   --test    also what the tests need: SLURM and a browser, where they can be installed
 
@@ -150,7 +150,7 @@ fi
 # What the environment is made of: if that has changed, or it does not work, it is made anew.
 libraries=$("$python" -VV)
 [[ $kind == serial ]] || libraries+=$(mpicc -show && mpirun --version && readlink -f "$HDF5_DIR/lib/libhdf5.so")
-made_of="$kind $(cat - "$root"/{setup.cfg,pyproject.toml} <<<"$root $TORCH $libraries" | checksum)"
+made_of="$kind $(cat - "$root"/{setup.cfg,setup.py,pyproject.toml,mpi_resmtl/_loops.c} <<<"$root $TORCH $libraries" | checksum)"
 if [[ $(cat "$VENV/made_of" 2>/dev/null) != "$made_of" ]] || ! prove; then
     rm -f "$VENV/made_of"
     if ! "$VENV/bin/python" -m pip --version &>/dev/null; then

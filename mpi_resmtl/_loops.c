@@ -7,7 +7,12 @@
 #define NPY_TARGET_VERSION NPY_2_0_API_VERSION
 #include <Python.h>
 #include <float.h>
+#include <math.h>
 #include <numpy/arrayobject.h>
+
+#if FLT_EVAL_METHOD != 0
+#error "sums in wider registers than those of double have other bits"
+#endif
 
 #define SMALLEST 1e-290
 
@@ -113,6 +118,21 @@ static PyObject *philox(PyObject *module, PyObject *const *given, Py_ssize_t cou
     return words;
 }
 
+/* Loops over parameters are compiled twice: for P = 2, and for any P. */
+#define BY_PARAMETERS(loop, parameters, ...) \
+    ((parameters) == 2 ? loop(__VA_ARGS__, 2) : loop(__VA_ARGS__, parameters))
+
+static inline int gather_rows(double *to, const double *from, place rows, const place *at, place edges, place P)
+{
+    for (place e = 0; e < edges; e++) {
+        if ((size_t)at[e] >= (size_t)rows)
+            return 0;
+        for (place p = 0; p < P; p++)
+            to[e * P + p] = from[at[e] * P + p];
+    }
+    return 1;
+}
+
 /* gather(rows, row) */
 static PyObject *gather(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
@@ -128,14 +148,24 @@ static PyObject *gather(PyObject *module, PyObject *const *given, Py_ssize_t cou
     if (!messages)
         return NULL;
     double *to = PyArray_DATA((PyArrayObject *)messages);
-    for (place e = 0; e < edges; e++) {
-        if ((size_t)at[e] >= (size_t)length)
-            return fail(messages, PyExc_IndexError, OUTSIDE);
-        const double *m = from + at[e] * parameters;
-        for (place p = 0; p < parameters; p++)
-            *to++ = m[p];
-    }
+    if (!BY_PARAMETERS(gather_rows, parameters, to, from, length, at, edges))
+        return fail(messages, PyExc_IndexError, OUTSIDE);
     return messages;
+}
+
+static inline int residuals(double *loss, const double *u, place agents, const place *of, const double *m, place edges,
+                            place P)
+{
+    for (place e = 0; e < edges; e++) {
+        place k = of[e];
+        if ((size_t)k >= (size_t)agents)
+            return 0;
+        double residual = u[P * agents + k];
+        for (place p = 0; p < P; p++)
+            residual -= u[p * agents + k] * m[e * P + p];
+        loss[e] = residual * residual;
+    }
+    return 1;
 }
 
 /* squared_residuals(signal, target, messages) */
@@ -156,17 +186,26 @@ static PyObject *squared_residuals(PyObject *module, PyObject *const *given, Py_
     if (!losses)
         return NULL;
     double *loss = PyArray_DATA((PyArrayObject *)losses);
-    const double *y = u + parameters * agents;
+    if (!BY_PARAMETERS(residuals, parameters, loss, u, agents, of, m, edges))
+        return fail(losses, PyExc_IndexError, OUTSIDE);
+    return losses;
+}
+
+static inline int distances(double *squared, const double *a, place agents, const place *of, const double *m,
+                            place edges, place P)
+{
     for (place e = 0; e < edges; e++) {
         place k = of[e];
         if ((size_t)k >= (size_t)agents)
-            return fail(losses, PyExc_IndexError, OUTSIDE);
-        double residual = y[k];
-        for (place p = 0; p < parameters; p++)
-            residual -= u[p * agents + k] * *m++;
-        loss[e] = residual * residual;
+            return 0;
+        double sum = 0.0;
+        for (place p = 0; p < P; p++) {
+            double difference = m[e * P + p] - a[k * P + p];
+            sum += difference * difference;
+        }
+        squared[e] = sum;
     }
-    return losses;
+    return 1;
 }
 
 /* squared_distances(anchor, target, messages) */
@@ -187,18 +226,40 @@ static PyObject *squared_distances(PyObject *module, PyObject *const *given, Py_
     if (!squared)
         return NULL;
     double *to = PyArray_DATA((PyArrayObject *)squared);
-    for (place e = 0; e < edges; e++) {
-        place k = of[e];
-        if ((size_t)k >= (size_t)agents)
-            return fail(squared, PyExc_IndexError, OUTSIDE);
-        double sum = 0.0;
-        for (place p = 0; p < parameters; p++) {
-            double difference = *m++ - a[k * parameters + p];
-            sum += difference * difference;
-        }
-        to[e] = sum;
-    }
+    if (!BY_PARAMETERS(distances, parameters, to, a, agents, of, m, edges))
+        return fail(squared, PyExc_IndexError, OUTSIDE);
     return squared;
+}
+
+/* Flags as wide as the values, so that the loops are vectorised. */
+static int finite_doubles(const double *value, place size)
+{
+    npy_int64 good = -1;
+    for (place i = 0; i < size; i++)
+        good &= -(npy_int64)(fabs(value[i]) <= DBL_MAX);
+    return good != 0;
+}
+
+static int finite_singles(const float *value, place size)
+{
+    npy_int32 good = -1;
+    for (place i = 0; i < size; i++)
+        good &= -(npy_int32)(fabsf(value[i]) <= FLT_MAX);
+    return good != 0;
+}
+
+/* all_finite(models) */
+static PyObject *all_finite(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 1))
+        return NULL;
+    PyObject *models = given[0];
+    int single = PyArray_Check(models) && PyArray_TYPE((PyArrayObject *)models) == NPY_FLOAT;
+    const void *value = array(models, single ? NPY_FLOAT : NPY_DOUBLE, 2, "models");
+    if (!value)
+        return NULL;
+    place size = PyArray_SIZE((PyArrayObject *)models);
+    return PyBool_FromLong(single ? finite_singles(value, size) : finite_doubles(value, size));
 }
 
 /* average_in(held, value, forgetting_factor) */
@@ -217,10 +278,7 @@ static PyObject *average_in(PyObject *module, PyObject *const *given, Py_ssize_t
     place edges = SIZE(held, 0);
     if (SIZE(value, 0) != edges)
         return fail(NULL, PyExc_ValueError, UNEQUAL);
-    int bad = 0;
-    for (place e = 0; e < edges; e++)
-        bad |= !(v[e] <= DBL_MAX && v[e] >= -DBL_MAX);
-    if (bad)
+    if (!finite_doubles(v, edges))
         Py_RETURN_FALSE;
     double kept = 1.0 - nu;
     for (place e = 0; e < edges; e++)
@@ -354,12 +412,140 @@ static PyObject *step_towards(PyObject *module, PyObject *const *given, Py_ssize
     Py_RETURN_NONE;
 }
 
+/* own_squared_residuals(signal, models) */
+static PyObject *own_squared_residuals(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 2))
+        return NULL;
+    PyObject *signal = given[0], *models = given[1];
+    const double *u = FLOATS(signal, 3);
+    const double *m = u ? FLOATS(models, 3) : NULL;
+    if (!m)
+        return NULL;
+    place length = SIZE(models, 0), agents = SIZE(models, 1), parameters = SIZE(models, 2);
+    if (SIZE(signal, 0) < length || SIZE(signal, 1) != parameters + 1 || SIZE(signal, 2) != agents)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *losses = new_array(2, length, agents);
+    if (!losses)
+        return NULL;
+    double *loss = PyArray_DATA((PyArrayObject *)losses);
+    for (place i = 0; i < length; i++, u += (parameters + 1) * agents) {
+        const double *y = u + parameters * agents;
+        for (place k = 0; k < agents; k++, m += parameters) {
+            double residual = y[k];
+            for (place p = 0; p < parameters; p++)
+                residual -= u[p * agents + k] * m[p];
+            *loss++ = residual * residual;
+        }
+    }
+    return losses;
+}
+
+/* location_risks(models, target, towards, direction_variance, distance_variance, scalar) */
+static PyObject *location_risks(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 6))
+        return NULL;
+    PyObject *models = given[0], *target = given[1], *towards = given[2];
+    PyObject *direction_variance = given[3], *distance_variance = given[4];
+    const double *m = FLOATS(models, 3);
+    const double *w = m ? FLOATS(target, 2) : NULL;
+    const double *e = w ? FLOATS(towards, 2) : NULL;
+    const double *u = e ? FLOATS(direction_variance, 1) : NULL;
+    const double *d = u ? FLOATS(distance_variance, 1) : NULL;
+    int scalar = d ? PyObject_IsTrue(given[5]) : -1;
+    if (scalar < 0)
+        return NULL;
+    place length = SIZE(models, 0), agents = SIZE(models, 1);
+    if (SIZE(models, 2) != 2 || SIZE(target, 0) != agents || SIZE(target, 1) != 2 || SIZE(towards, 0) != agents ||
+        SIZE(towards, 1) != 2 || SIZE(direction_variance, 0) != agents || SIZE(distance_variance, 0) != agents)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *risks = new_array(2, length, agents);
+    if (!risks)
+        return NULL;
+    double *risk = PyArray_DATA((PyArrayObject *)risks);
+    for (place i = 0; i < length; i++)
+        for (place k = 0; k < agents; k++, m += 2) {
+            double x = w[2 * k] - m[0], y = w[2 * k + 1] - m[1];
+            double along = x * e[2 * k] + y * e[2 * k + 1];
+            double noisy = scalar ? (x + y) * (x + y) : x * x + y * y;
+            *risk++ = along * along + u[k] * noisy + d[k];
+        }
+    return risks;
+}
+
+/* own_squared_distances(models, target) */
+static PyObject *own_squared_distances(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 2))
+        return NULL;
+    PyObject *models = given[0], *target = given[1];
+    const double *m = FLOATS(models, 3);
+    const double *w = m ? FLOATS(target, 2) : NULL;
+    if (!w)
+        return NULL;
+    place length = SIZE(models, 0), agents = SIZE(models, 1), parameters = SIZE(models, 2);
+    if (SIZE(target, 0) != agents || SIZE(target, 1) != parameters)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *squared = new_array(2, length, agents);
+    if (!squared)
+        return NULL;
+    double *to = PyArray_DATA((PyArrayObject *)squared);
+    for (place i = 0; i < length; i++)
+        for (place k = 0; k < agents; k++) {
+            double sum = 0.0;
+            for (place p = 0; p < parameters; p++) {
+                double difference = w[k * parameters + p] - *m++;
+                sum += difference * difference;
+            }
+            *to++ = sum;
+        }
+    return squared;
+}
+
+/* location_samples(direction, distance, position) */
+static PyObject *location_samples(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 3))
+        return NULL;
+    PyObject *direction = given[0], *distance = given[1], *position = given[2];
+    const double *u = FLOATS(direction, 3);
+    const double *d = u ? FLOATS(distance, 2) : NULL;
+    const double *x = d ? FLOATS(position, 2) : NULL;
+    if (!x)
+        return NULL;
+    place length = SIZE(direction, 0), agents = SIZE(direction, 2);
+    if (SIZE(direction, 1) != 2 || SIZE(distance, 0) != length || SIZE(distance, 1) != agents ||
+        SIZE(position, 0) != agents || SIZE(position, 1) != 2)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    place shape[2][3] = {{length, agents, 2}, {length, 3, agents}};
+    PyObject *point = PyArray_SimpleNew(3, shape[0], NPY_DOUBLE);
+    PyObject *signal = PyArray_SimpleNew(3, shape[1], NPY_DOUBLE);
+    if (!point || !signal) {
+        Py_XDECREF(point);
+        Py_XDECREF(signal);
+        return NULL;
+    }
+    double *q = PyArray_DATA((PyArrayObject *)point), *s = PyArray_DATA((PyArrayObject *)signal);
+    for (place i = 0; i < length; i++, u += 2 * agents, d += agents, q += 2 * agents, s += 3 * agents)
+        for (place k = 0; k < agents; k++) {
+            double along = u[k], across = u[agents + k], px = x[2 * k], py = x[2 * k + 1];
+            q[2 * k] = d[k] * along + px;
+            q[2 * k + 1] = d[k] * across + py;
+            s[k] = along;
+            s[agents + k] = across;
+            s[2 * agents + k] = px * along + py * across + d[k];
+        }
+    return Py_BuildValue("NN", point, signal);
+}
+
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 
 static PyMethodDef METHODS[] = {
-    METHOD(philox),     METHOD(gather),    METHOD(squared_residuals), METHOD(squared_distances),
+    METHOD(philox),     METHOD(all_finite), METHOD(gather),    METHOD(squared_residuals), METHOD(squared_distances),
     METHOD(average_in), METHOD(normalise), METHOD(inverse_weights),   METHOD(weighted_sums),
-    METHOD(step_towards), {NULL},
+    METHOD(step_towards), METHOD(own_squared_residuals), METHOD(own_squared_distances), METHOD(location_risks),
+    METHOD(location_samples), {NULL},
 };
 
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_loops", NULL, -1, METHODS};

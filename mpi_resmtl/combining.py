@@ -93,6 +93,7 @@ class Combiner:
         self._tiles = [
             (t, list(stacks(t, first, graph, degree, parameters, method.lowered)) if dense else []) for t in tiles
         ]
+        self._judges = method.rule.weigh is not None or method.rule.judged_by is not None or distances is not None
         if method.pre == "nnm":
             self._mixed = [_mixed(tile, dense) for tile, dense in self._tiles]
 
@@ -121,13 +122,12 @@ class Combiner:
             self._distances.begin(moment)
         compared = self._own_losses(moment) if rule.compares else None
         for number, (tile, dense) in enumerate(self._tiles):
-            usable = _usable(taken, tile)
+            usable = None if taken is None else _usable(taken, tile)
             seen, heard_rows = tile, rows
             if self._method.pre == "nnm":
                 heard_rows = self._nearest_means(dense, rows, usable, len(tile.row))
                 seen, dense = self._mixed[number]
-            judged = rule.weigh is not None or rule.judged_by is not None or self._distances is not None
-            messages = seen.gather(heard_rows) if judged else heard_rows
+            messages = seen.gather(heard_rows) if self._judges else heard_rows
             usable = self.judge(seen, messages, usable)
             if self._distances is not None:
                 usable = self._distances(seen, messages, usable)
@@ -251,10 +251,8 @@ def _mixed(tile: Neighbourhoods, dense: list[Stack]) -> tuple[Neighbourhoods, li
     return replace(tile, row=row), moved
 
 
-def _usable(taken: np.ndarray | None, tile: Neighbourhoods) -> np.ndarray | None:
-    """Which messages may have weight (E,), or None when all may; one's own always may."""
-    if taken is None:
-        return None
+def _usable(taken: np.ndarray, tile: Neighbourhoods) -> np.ndarray:
+    """Which messages may have weight (E,); one's own always may."""
     usable = taken[tile.row]
     usable[tile.own] = True
     return usable

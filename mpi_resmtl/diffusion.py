@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpi_resmtl import loops
 from mpi_resmtl.adversary import Adversary
 from mpi_resmtl.combining import Combiner, ServerCombiner
 from mpi_resmtl.exchange import Everyone, Exchange, PartialExchange
@@ -70,7 +70,7 @@ def diffuse(
     keeper: Keeper | Keepless,
 ) -> None:
     """Run one rule for all iterations; `recorder` keeps what it finds, and `keeper` how far it has come."""
-    task, exchange = rank.task, rank.exchange
+    task, adversary, exchange, partition = rank.task, rank.adversary, rank.exchange, rank.partition
     theta = task.start()
     begun = keeper.begin(theta)
 
@@ -78,12 +78,12 @@ def diffuse(
         samples, fresh = task.samples(first // task.length), task.fresh(first // task.length)
         for i in range(max(0, begun - first), min(task.length, iterations - first)):
             exchange.turn()
-            psi = exchange.mine[: rank.partition.count]
+            psi = exchange.mine[: partition.count]
             moment = Moment(first + i, samples, fresh, i, theta, psi)
             task.adapt(samples, i, theta, psi)
             clock.lap("adapt")
 
-            sent = rank.adversary.speak(moment, task, exchange.mine, rank.partition)
+            sent = adversary.speak(moment, task, exchange.mine, partition)
             clock.lap("attack")
 
             exchange.start(sent)
@@ -97,7 +97,7 @@ def diffuse(
             finite = finite_rows(exchange.heard, exchange.parts)
             combiner(moment, exchange.heard, finite, exchange.arrived, recorder.wants_parts(first + i))
             clock.doing = "record"
-            rank.adversary.listen(exchange.heard, psi, theta, rank.partition)
+            adversary.listen(exchange.heard, psi, theta, partition)
             recorder.keep(moment, combiner)
             progress(first + i)
             if first + i + 1 == keeper.next:
@@ -107,13 +107,11 @@ def diffuse(
 
 
 def finite_rows(rows: np.ndarray, parts: list[slice]) -> np.ndarray | None:
-    """Which rows are finite (R,), or None when all are; of `rows` (R, P) only some parts are looked at.
-
-    One sum of squares of a part tells, as NaN and Inf survive it.
-    """
-    if all(math.isfinite(np.vdot(rows[part], rows[part])) for part in parts):
+    """Which rows are finite (R,), or None when all are; of `rows` (R, P) only some parts are looked at."""
+    suspects = [part for part in parts if not loops.all_finite(rows[part])]
+    if not suspects:
         return None
     finite = np.ones(len(rows), bool)
-    for part in parts:
+    for part in suspects:
         finite[part] = np.isfinite(rows[part]).all(axis=1)
-    return None if finite.all() else finite
+    return finite

@@ -99,6 +99,8 @@ class Judge:
 
     def _value(self, tile: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
         moment, task = self._moment, self._task
+        if self._kind == "loss":
+            return task.judge(moment.samples, moment.i, tile, messages)
         if self._kind == "distance":
             return tile.squared_distance(self._from, messages)
         if self._kind == "fresh":

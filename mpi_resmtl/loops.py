@@ -18,6 +18,7 @@ IN_USE = "numpy" if _loops is None or os.environ.get("MPI_RESMTL_LOOPS") == "num
 _chosen = _loops if IN_USE == "C" else loops_in_numpy
 
 philox = _chosen.philox
+all_finite = _chosen.all_finite
 gather = _chosen.gather
 squared_residuals = _chosen.squared_residuals
 squared_distances = _chosen.squared_distances
@@ -26,3 +27,7 @@ normalise = _chosen.normalise
 inverse_weights = _chosen.inverse_weights
 weighted_sums = _chosen.weighted_sums
 step_towards = _chosen.step_towards
+own_squared_residuals = _chosen.own_squared_residuals
+own_squared_distances = _chosen.own_squared_distances
+location_samples = _chosen.location_samples
+location_risks = _chosen.location_risks

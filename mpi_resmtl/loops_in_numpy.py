@@ -7,6 +7,8 @@ that are intp.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 _SMALLEST = 1e-290
@@ -16,6 +18,12 @@ _SMALLEST = 1e-290
 def philox(key: np.ndarray, counter: int, counters: int) -> np.ndarray:
     """Philox4x64-10 (Salmon et al. 2011): the 4 words of each counter after `counter`, for a key (2,): uint64."""
     return np.random.Philox(key=key, counter=counter).random_raw(4 * counters)
+
+
+def all_finite(models: np.ndarray) -> bool:
+    """Whether no number of float64 or float32 models (R, P) is NaN or Inf."""
+    # One sum of squares tells unless it overflows, as NaN and Inf survive it.
+    return math.isfinite(np.vdot(models, models)) or bool(np.isfinite(models).all())
 
 
 def gather(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -84,3 +92,56 @@ def step_towards(point: np.ndarray, share: float, models: np.ndarray, moved: np.
     np.subtract(point, models, out=moved)
     moved *= share
     moved += models
+
+
+def own_squared_residuals(signal: np.ndarray, models: np.ndarray) -> np.ndarray:
+    """(y_k - u_k'm_k)^2, summed parameter by parameter: u and y (B, P + 1, A), models (b, A, P), b <= B -> (b, A)."""
+    *u, y = np.moveaxis(signal[: len(models)], 1, 0)
+    residual = y
+    for component, m in zip(u, by_component(models), strict=True):
+        residual = residual - component * m
+    return residual * residual
+
+
+def own_squared_distances(models: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """norm(w_k - m_k)^2, summed parameter by parameter: models (b, A, P), w (A, P) -> (b, A)."""
+    squared = np.zeros(models.shape[:2])
+    for w, m in zip(target.T, by_component(models), strict=True):
+        difference = w - m
+        difference *= difference
+        squared += difference
+    return squared
+
+
+def location_samples(u: np.ndarray, d: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """q = x_k + d u (B, A, 2), and u with the reading x_k.u + d (B, 3, A), of u (B, 2, A), d (B, A), x (A, 2)."""
+    q, signal = np.empty((len(u), u.shape[2], 2)), np.empty((len(u), 3, u.shape[2]))
+    signal[:, :2] = u
+    for p, x in enumerate(position.T):
+        np.add(d * u[:, p], x, out=q[..., p])
+    x, y = position.T
+    np.add(x * u[:, 0] + y * u[:, 1], d, out=signal[:, 2])
+    return q, signal
+
+
+def location_risks(
+    models: np.ndarray,
+    target: np.ndarray,
+    towards: np.ndarray,
+    direction_variance: np.ndarray,
+    distance_variance: np.ndarray,
+    scalar: bool,
+) -> np.ndarray:
+    """(e'(w - m))^2 + s_u^2 c + s_d^2, c = norm(w - m)^2 or, where `scalar`, the square of the sum of w - m.
+
+    Models m (b, A, 2), target w and towards e (A, 2), variances s_u^2 and s_d^2 (A,) -> (b, A).
+    """
+    x, y = (w - m for w, m in zip(target.T, by_component(models), strict=True))
+    along = x * towards[:, 0] + y * towards[:, 1]
+    noisy = (x + y) * (x + y) if scalar else x * x + y * y
+    return along * along + direction_variance * noisy + distance_variance
+
+
+def by_component(models: np.ndarray) -> np.ndarray:
+    """(b, A, P) -> (P, b, A), a copy, on which numpy is several times faster where P is small."""
+    return np.ascontiguousarray(np.moveaxis(models, -1, 0))

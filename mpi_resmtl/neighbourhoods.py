@@ -60,7 +60,7 @@ class Neighbourhoods:
 
     def normalise(self, share: np.ndarray) -> np.ndarray:
         """Shares (E,) >= 0 divided by their sum over each neighbourhood."""
-        return loops.normalise(share, self.agent)
+        return loops.normalise(np.ascontiguousarray(share, np.float64), self.agent)
 
     def inverse_weights(self, held: np.ndarray, up_to_own: bool = False) -> np.ndarray:
         """Weights proportional to 1/held (E,); `up_to_own`: 0 where more is held than against one's own message."""
@@ -72,6 +72,7 @@ class Neighbourhoods:
         Where messages are not gathered, only those that have weight are read.
         """
         if self.gathered:
+            weight = np.ascontiguousarray(weight, np.float64)
             loops.weighted_sums(weight, messages, self.agent, self.agents, theta)
             return
         for k, edges in self.by_agent():

@@ -26,6 +26,7 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_resmtl
+from mpi_resmtl import loops
 from mpi_resmtl.combining import Combiner, ServerCombiner
 from mpi_resmtl.errors import FileError, UserError
 from mpi_resmtl.exchange import Exchange, PartialExchange
@@ -156,6 +157,7 @@ def versions() -> dict[str, str | None]:
         "git": _git_commit(),
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "loops": loops.IN_USE,
         "torch": torch,
         "mpi4py": mpi4py.__version__,
         "mpi": MPI.Get_library_version().split(",")[0].strip("\0\n "),
@@ -347,12 +349,14 @@ class _Series:
         ends = np.minimum(np.arange(layout.block, layout.iterations + layout.block, layout.block), layout.iterations)
         rows = int(np.diff(np.searchsorted(kept, ends, side="right"), prepend=0).max(initial=0))
         self._every, self._last, self._kept = every, layout.iterations, kept
-        self._buffer = {name: np.full((rows, width), np.nan) for name, width in widths.items()}
+        self._buffer = {name: np.empty((rows, width)) for name, width in widths.items()}
         self.begin()
 
     def begin(self, done: int = 0) -> None:
-        """Start anew after some iterations, of which all that is kept is written."""
+        """Start anew, all NaN, after some iterations, of which all that is kept is written."""
         self._written = self._filled = int(np.searchsorted(self._kept, done, side="right"))
+        for buffer in self._buffer.values():
+            buffer.fill(np.nan)
 
     def due(self, done: int) -> bool:
         """Whether iteration `done` (from 1) is kept."""
@@ -362,6 +366,12 @@ class _Series:
         """Which of the iterations first + 1 to first + count are kept, as places from 0."""
         done = np.arange(first + 1, first + count + 1)
         return np.flatnonzero((done % self._every == 0) | (done == self._last))
+
+    def put_row(self, values: dict[str, np.ndarray], columns: np.ndarray | slice = slice(None)) -> None:
+        """Append a row of which these columns have values."""
+        for name, found in values.items():
+            self._buffer[name][self._filled - self._written, columns] = found
+        self._filled += 1
 
     def put(self, rows: int, values: dict[str, np.ndarray]) -> None:
         """Append `rows` rows."""
@@ -443,13 +453,15 @@ class Recorder:
     def keep(self, moment: Moment, combiner: Combiner | ServerCombiner) -> None:
         """Keep an iteration's models, what part messages had in them and what is held against them."""
         iteration, theta = moment.iteration, moment.theta
-        place = iteration % self._task.length
+        place, done = iteration % self._task.length, iteration + 1
+        due = self._parts.due(done)
+        parts = self._neighbours.measure(combiner.part) if due else {}
+        self._clock.lap("measure")
         self._theta[place] = theta
         if self._psi is not None:
             self._psi[place] = moment.psi
-        done = iteration + 1
-        if self._parts.due(done):
-            self._parts.put(1, self._neighbours.measure(combiner.part))
+        if due:
+            self._parts.put_row(parts)
             if self._layout.weights_every:
                 self._keep_weights(combiner)
         if self._layout.epoch and done % self._layout.epoch == 0:
@@ -492,8 +504,7 @@ class Recorder:
         every = len(places) == count
         self._measures.put(len(places), {n: v if every else v[places] for n, v in found.items()})
         # One after the other: where a checkpoint cuts a block in two must not change how the sum is rounded.
-        each = found["risk_after" if "risk_after" in found else "loss"]
-        self._total = _sum_in_order(np.concatenate([self._total[None], each]))
+        self._total = _added(self._total, found["risk_after" if "risk_after" in found else "loss"])
         if "risk_after" in found:
             self._descents += (found["risk_after"] <= found["risk_before"]).sum(axis=0)
         self._measured = done
@@ -563,16 +574,12 @@ class Recorder:
         self._comm.Free()
 
     def _keep_weights(self, combiner: Combiner | ServerCombiner) -> None:
-        kept, nothing = self._partition.kept, np.nan
         values = {"share" if self._held.shares else "weight": combiner.part}
         if self._held.accumulated:
             values["accumulated"] = combiner.judge.held
-        spread = {name: np.full(self._partition.edges.stop - self._partition.edges.start, nothing) for name in values}
-        for name, found in values.items():
-            spread[name][kept] = found
-        self._weights.put(1, spread)
+        self._weights.put_row(values, self._partition.kept)
         self._clock.lap("record")
-        self._seconds.put(1, {"seconds": self._clock.take()})
+        self._seconds.put_row({"seconds": self._clock.take()})
 
     def _write_epoch(self, epoch: int, theta: np.ndarray) -> None:
         found = self._task.evaluate(theta)
@@ -649,8 +656,9 @@ class Recorder:
         return values
 
 
-def _sum_in_order(values: np.ndarray) -> np.ndarray:
-    """Sum over the first axis (b, A) -> (A,), one after the other, as numpy does only where A > 1."""
+def _added(total: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A total (A,) and values (b, A), added one after the other, as numpy's own sum does only where A > 1."""
+    values = np.concatenate([total[None], values])
     return values.sum(axis=0) if values.shape[1] > 1 else np.add.accumulate(values, axis=0)[-1]
 
 
@@ -659,31 +667,28 @@ class _Neighbours:
 
     def __init__(self, partition: Partition, graph: Graph):
         source, target = partition.source, partition.target
+        byzantine = np.flatnonzero(graph.byzantine[source])
         friend = ~graph.byzantine[source] & (graph.group[source] == graph.group[target]) & (source != target)
-        self._byzantine, self._friend = np.flatnonzero(graph.byzantine[source]), np.flatnonzero(friend)
-        place = target - partition.first
-        self._hears_byzantine, self._hears_friend = place[self._byzantine], place[self._friend]
-        self._byzantines = np.bincount(self._hears_byzantine, minlength=partition.count)
-        self._friends = np.bincount(self._hears_friend, minlength=partition.count)
+        friend = np.flatnonzero(friend)
+        place, agents = target - partition.first, partition.count
+        # One sum for all three measures: of weights, and of whether a message has none.
+        self._edge = np.concatenate([byzantine, byzantine, friend])
+        self._sum = np.concatenate([place[byzantine], place[byzantine] + agents, place[friend] + 2 * agents])
+        self._weights = len(byzantine)
+        self._number = np.bincount(self._sum, minlength=3 * agents).astype(np.float64)
+        self._number[:agents] = 1.0
 
     def measure(self, part: np.ndarray) -> dict[str, np.ndarray]:
         """Each of _PART_MEASURES (A,), NaN where there is no such neighbour or `part` (E_r,) is NaN."""
-        byzantine, friend = part.take(self._byzantine), part.take(self._friend)
-        weight = np.bincount(self._hears_byzantine, byzantine, len(self._byzantines)).astype(np.float64, copy=False)
+        values = part.take(self._edge)
+        dropped = values[self._weights :]
+        none = dropped == 0.0
+        dropped *= 0.0
+        dropped += none
+        weight, *shares = (np.bincount(self._sum, values, len(self._number)) / self._number).reshape(3, -1)
         if len(part) and math.isnan(part[0]):
             weight[:] = np.nan
-        return {
-            "byzantine_weight": weight,
-            "true_positives": _share_of_none(self._hears_byzantine, byzantine, self._byzantines),
-            "false_positives": _share_of_none(self._hears_friend, friend, self._friends),
-        }
-
-
-def _share_of_none(target: np.ndarray, part: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The share of each target's `count` (A,) edges whose part (e,) is 0; NaN where a part is NaN."""
-    none = part * 0.0
-    none += part == 0.0
-    return np.bincount(target, none, len(count)) / count
+        return dict(zip(_PART_MEASURES, (weight, *shares), strict=True))
 
 
 def temporary(path: Path) -> Path:

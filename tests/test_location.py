@@ -19,9 +19,9 @@ def test_the_risk_in_closed_form_is_the_oracles_and_the_mean_of_sampled_losses(n
         model, target, position = random.uniform(0, 20, (3, 2))
         deviation_u, deviation_d = random.uniform(0.01, 0.2, 2)
         deviations = Noise(np.array([deviation_u]), np.array([deviation_d]), noise == "scalar")
-        found = closed_form_risk(model[None], target[None], position[None], deviations)
+        found = closed_form_risk(model[None, None], target[None], position[None], deviations)
         expected = oracle.location_risk(model, target, position, deviation_u, deviation_d, noise)
-        assert found[0] == pytest.approx(expected, rel=1e-11)
+        assert found[0, 0] == pytest.approx(expected, rel=1e-11)
         mean, error = oracle.location_risk_sampled(
             model, target, position, deviation_u, deviation_d, noise, generator=random, samples=20_000
         )

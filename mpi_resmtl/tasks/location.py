@@ -11,7 +11,7 @@ import numpy as np
 from mpi_resmtl import loops
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.tasks import regression
-from mpi_resmtl.tasks.regression import Regression, by_component
+from mpi_resmtl.tasks.regression import Regression
 
 LossPosition = Literal["own", "neighbour"]
 Judge = Literal["measurement", "position"]
@@ -38,22 +38,11 @@ class Noise:
 def closed_form_risk(model: np.ndarray, target: np.ndarray, position: np.ndarray, noise: Noise) -> np.ndarray:
     """E (d + x.u - m.u)^2 over u = e + v_u and d: (w - m)' (e e' + C) (w - m) + s_d^2.
 
-    `model` (..., A, 2), `target` and `position` (A, 2) -> (..., A). C is s_u^2 times the identity, or times the matrix
+    `model` (b, A, 2), `target` and `position` (A, 2) -> (b, A). C is s_u^2 times the identity, or times the matrix
     of ones where the noise is scalar; d + x.u - m.u = (w - m).u + v_d.
     """
-    return _risk(*_difference(target, model), direction_to(target, position), noise)
-
-
-def _difference(target: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The components of w - m: (A, 2), (..., A, 2) -> (..., A) twice."""
-    return target[:, 0] - model[..., 0], target[:, 1] - model[..., 1]
-
-
-def _risk(x: np.ndarray, y: np.ndarray, towards: np.ndarray, noise: Noise) -> np.ndarray:
-    """The closed form from the components of w - m (..., A) and e (A, 2)."""
-    along = x * towards[:, 0] + y * towards[:, 1]
-    noisy = (x + y) ** 2 if noise.scalar else x * x + y * y
-    return along**2 + noise.direction**2 * noisy + noise.distance**2
+    towards = direction_to(target, position)
+    return loops.location_risks(model, target, towards, noise.direction**2, noise.distance**2, noise.scalar)
 
 
 def direction_to(target: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -83,7 +72,6 @@ class LocationTask(Regression):
         self.draw = draw
         self._all_positions, self._position = position, position[first : first + len(initial)]
         self._target, self._noise = target, noise
-        self._towards = None if target is None else direction_to(target, self._position)
         self._loss_position, self._judge = loss_position, judge
         self._offsets: dict[Neighbourhoods, np.ndarray] = {}
         self.measures = ("loss",)
@@ -95,12 +83,7 @@ class LocationTask(Regression):
 
     def _make(self, block: int) -> Samples:
         u, d = self.draw(block)
-        q, signal = np.empty(u.shape), np.empty((len(u), 3, u.shape[1]))
-        signal[:, :2] = u.transpose(0, 2, 1)
-        for p, x in enumerate(self._position.T):
-            np.add(d * signal[:, p], x, out=q[..., p])
-        x, y = self._position.T
-        np.add(x * signal[:, 0] + y * signal[:, 1], d, out=signal[:, 2])
+        q, signal = loops.location_samples(np.ascontiguousarray(u.swapaxes(1, 2)), d, self._position)
         return Samples(q=q, signal=signal)
 
     def adapt(self, samples: Samples, i: int, theta: np.ndarray, psi: np.ndarray) -> None:
@@ -121,7 +104,7 @@ class LocationTask(Regression):
             return error[0] * error[0] + error[1] * error[1]
         if self._loss_position == "neighbour":
             messages = messages - self._offset(neighbourhoods)
-        return super().judge(samples, i, neighbourhoods, messages)
+        return loops.squared_residuals(samples.signal[i], neighbourhoods.target, messages)
 
     def own_losses(self, samples: Samples, i: int, models: np.ndarray) -> np.ndarray:
         """(d_k + x_k.u_k - m.u_k)^2, or norm(q_k - m)^2, of a model an agent (A, 2): (A,)."""
@@ -132,15 +115,12 @@ class LocationTask(Regression):
 
     def measure(self, samples: Samples, psi: np.ndarray | None, theta: np.ndarray) -> dict[str, np.ndarray]:
         """Streaming loss of theta on the agent's sample; squared deviation and true risk where they can be known."""
-        theta = by_component(theta)
-        found = {"loss": self._streaming_loss(samples, theta)}
+        found = {"loss": self.losses(samples, theta)}
         if self._target is not None:
-            x, y = _difference(self._target, theta)
-            found["msd"] = x * x + y * y
+            found["msd"] = loops.own_squared_distances(theta, self._target)
             if self._noise is not None:
-                before = _difference(self._target, by_component(psi))
-                found["risk_before"] = _risk(*before, self._towards, self._noise)
-                found["risk_after"] = _risk(x, y, self._towards, self._noise)
+                found["risk_before"] = closed_form_risk(psi, self._target, self._position, self._noise)
+                found["risk_after"] = closed_form_risk(theta, self._target, self._position, self._noise)
         return found
 
     def _offset(self, neighbourhoods: Neighbourhoods) -> np.ndarray:

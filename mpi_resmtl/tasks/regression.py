@@ -67,16 +67,7 @@ class Regression:
 
     def losses(self, samples: Samples, theta: np.ndarray) -> np.ndarray:
         """(y_k - u_k'theta_k)^2 of models (b, A, P) on the samples of the block's first b iterations: (b, A)."""
-        return self._streaming_loss(samples, by_component(theta))
-
-    def _streaming_loss(self, samples: Samples, theta: np.ndarray) -> np.ndarray:
-        """As `losses`, of models stored component by component."""
-        *u, reading = np.moveaxis(samples.signal[: len(theta)], 1, 0)
-        residual = reading - u[0] * theta[..., 0]
-        for component, m in zip(u[1:], np.moveaxis(theta, -1, 0)[1:], strict=True):
-            residual -= component * m
-        residual *= residual
-        return residual
+        return loops.own_squared_residuals(samples.signal, theta)
 
     def own_losses(self, samples: Samples, i: int, models: np.ndarray) -> np.ndarray:
         """(y_k - u_k'm)^2 of a model an agent (A, P): (A,)."""
@@ -98,11 +89,6 @@ class Regression:
     def regression_at(self, revealed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """u (m, P) and y (m,)."""
         return revealed[:, :-1], revealed[:, -1]
-
-
-def by_component(models: np.ndarray) -> np.ndarray:
-    """The same (..., A, P) stored component by component, on which numpy is several times faster where P is small."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(models, -1, 0)), 0, -1)
 
 
 def _residual(revealed: np.ndarray, models: np.ndarray) -> np.ndarray:

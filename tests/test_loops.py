@@ -1,0 +1,259 @@
+"""The loops in C give the bits of those in numpy, and both what their formulas say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpi_resmtl import loops, loops_in_numpy
+
+compiled = pytest.importorskip("mpi_resmtl._loops", reason="the package was built without a C compiler")
+
+PARAMETERS = (1, 2, 3, 9)
+NUMBERS = (0.0, -0.0, 1.0, 1e-300, 5e-324, 1e200, -1e308, np.inf, -np.inf, np.nan)
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> None:
+    """Equal bit for bit, but for which NaN and how it is laid out in memory."""
+    assert one.shape == other.shape
+    assert one.dtype == other.dtype
+    unknown = np.isnan(one)
+    np.testing.assert_array_equal(unknown, np.isnan(other))
+    np.testing.assert_array_equal(
+        np.where(unknown, 0, one).view(np.uint64), np.where(unknown, 0, other).view(np.uint64)
+    )
+
+
+def values(random: np.random.Generator, shape: tuple[int, ...], odd: float) -> np.ndarray:
+    """Numbers of all magnitudes, a share of them zero, huge, tiny or not finite."""
+    drawn = random.normal(size=shape) * 10.0 ** random.integers(-3, 4, shape)
+    return np.where(random.random(shape) < odd, random.choice(NUMBERS, shape), drawn)
+
+
+@st.composite
+def cases(draw) -> tuple[np.random.Generator, np.ndarray, np.ndarray, float]:
+    """Random numbers, the agent of each edge and the edge of each edge's target to itself, and how many are odd."""
+    sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=12))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    agent = np.arange(len(sizes)).repeat(sizes)
+    own = np.concatenate([[0], np.cumsum(sizes)[:-1]]) + random.integers(0, sizes)
+    return random, agent, own.repeat(sizes), draw(st.sampled_from([0.0, 0.1, 1.0]))
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@given(cases())
+def test_gathered_messages_are_the_rows(parameters: int, case):
+    random, agent, _, odd = case
+    rows = values(random, (7, parameters), odd)
+    row = random.integers(0, 7, len(agent))
+    for one in (compiled, loops_in_numpy):
+        same_bits(one.gather(rows, row), rows[row])
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@given(cases())
+def test_residuals_and_distances_have_the_same_bits(parameters: int, case):
+    random, agent, _, odd = case
+    agents, target = agent[-1] + 3, agent + 2
+    signal, anchor = values(random, (parameters + 1, agents), odd), values(random, (agents, parameters), odd)
+    messages = values(random, (len(agent), parameters), odd)
+    for layout in (np.ascontiguousarray, np.asfortranarray):
+        found = loops_in_numpy.squared_residuals(signal, target, layout(messages))
+        same_bits(compiled.squared_residuals(signal, target, messages), found)
+        found = loops_in_numpy.squared_distances(anchor, target, layout(messages))
+        same_bits(compiled.squared_distances(anchor, target, messages), found)
+
+
+def test_residuals_and_distances_are_those_of_the_formula_term_by_term():
+    random = np.random.default_rng(0)
+    signal, anchor, messages = random.normal(size=(4, 5)), random.normal(size=(5, 3)), random.normal(size=(20, 3))
+    target = np.sort(random.integers(0, 5, 20))
+    for one in (compiled, loops_in_numpy):
+        losses = one.squared_residuals(signal, target, messages)
+        distances = one.squared_distances(anchor, target, messages)
+        for e, k in enumerate(target.tolist()):
+            residual, squared = float(signal[3, k]), 0.0
+            for p in range(3):
+                residual -= float(signal[p, k]) * float(messages[e, p])
+                difference = float(messages[e, p]) - float(anchor[k, p])
+                squared += difference * difference
+            assert losses[e] == residual * residual
+            assert distances[e] == squared
+
+
+@given(cases(), st.floats(0, 1))
+def test_the_moving_average_is_moved_only_by_finite_values(case, forgetting_factor: float):
+    random, agent, _, odd = case
+    held, value = np.abs(values(random, agent.shape, 0.0)), values(random, agent.shape, odd)
+    moved = [held.copy(), held.copy()]
+    done = [
+        one.average_in(h, value, forgetting_factor) for one, h in zip((compiled, loops_in_numpy), moved, strict=True)
+    ]
+    assert done == [bool(np.isfinite(value).all())] * 2
+    same_bits(*moved)
+    expected = [(1.0 - forgetting_factor) * h + forgetting_factor * v for h, v in zip(held, value, strict=True)]
+    same_bits(moved[0], np.array(expected) if done[0] else held)
+
+
+@given(cases(), st.booleans())
+def test_weights_have_the_same_bits(case, up_to_own: bool):
+    random, agent, own, odd = case
+    held = np.abs(values(random, agent.shape, odd))
+    weight = compiled.inverse_weights(held, agent, own if up_to_own else None)
+    same_bits(weight, loops_in_numpy.inverse_weights(held, agent, own if up_to_own else None))
+    same_bits(compiled.normalise(held, agent), loops_in_numpy.normalise(held, agent))
+
+
+def test_weights_and_sums_are_those_of_the_formula_term_by_term_in_agent_order():
+    random = np.random.default_rng(1)
+    sizes = [1, 30, 9, 2]
+    agent, start = np.arange(4).repeat(sizes), np.concatenate([[0], np.cumsum(sizes)])
+    held, messages = random.random(42) * 10.0 ** random.integers(-9, 9, 42), random.normal(size=(42, 3))
+    own = (start[:-1] + np.array([0, 12, 8, 1])).repeat(sizes)
+    row = np.array([5, 0, 3, 4])
+    for one in (compiled, loops_in_numpy):
+        weight, models = one.inverse_weights(held, agent, own), np.full((6, 3), 7.0)
+        one.weighted_sums(weight, messages, agent, row, models)
+        for k, (first, stop) in enumerate(pairwise(start.tolist())):
+            share = [1.0 / h if h <= held[own[first]] else 0.0 for h in held[first:stop].tolist()]
+            total = 0.0
+            for s in share:
+                total += s
+            assert weight[first:stop].tolist() == [s / total for s in share]
+            for p in range(3):
+                combined = 0.0
+                for e in range(first, stop):
+                    combined += float(weight[e]) * float(messages[e, p])
+                assert models[row[k], p] == combined
+        np.testing.assert_array_equal(models[[1, 2]], 7.0)
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@given(cases())
+def test_weighted_sums_have_the_same_bits(parameters: int, case):
+    random, agent, _, odd = case
+    weight, messages = random.random(len(agent)), values(random, (len(agent), parameters), odd)
+    row = random.permutation(agent[-1] + 4)[: agent[-1] + 1]
+    models = [np.ones((agent[-1] + 4, parameters)) for _ in range(2)]
+    compiled.weighted_sums(weight, messages, agent, row, models[0])
+    loops_in_numpy.weighted_sums(weight, np.asfortranarray(messages), agent, row, models[1])
+    same_bits(*models)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2**60), st.integers(0, 50))
+def test_words_are_those_of_numpys_philox(seed: int, counter: int, counters: int):
+    key = np.random.default_rng(seed).integers(0, 2**64, 2, np.uint64)
+    expected = np.random.Philox(key=key, counter=counter).random_raw(4 * counters)
+    for one in (compiled, loops_in_numpy):
+        np.testing.assert_array_equal(one.philox(key, counter, counters), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.003, 0.3]))
+def test_numbers_that_are_not_finite_are_found_and_huge_ones_are_not_taken_for_them(dtype, seed: int, odd: float):
+    random = np.random.default_rng(seed)
+    numbers = random.normal(size=(33, 3)).astype(dtype) * random.choice([1, np.finfo(dtype).max / 8])
+    bad = random.random(numbers.shape) < odd
+    numbers[bad] = random.choice([np.nan, np.inf, -np.inf], np.count_nonzero(bad))
+    for one in (compiled, loops_in_numpy):
+        assert one.all_finite(numbers) is not bad.any()
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.0, 0.2]))
+def test_blocks_of_models_are_measured_to_the_same_bits(
+    parameters: int, seed: int, length: int, agents: int, odd: float
+):
+    random = np.random.default_rng(seed)
+    models, target = values(random, (length, agents, parameters), odd), values(random, (agents, parameters), odd)
+    signal = values(random, (length + 1, parameters + 1, agents), odd)
+    losses = compiled.own_squared_residuals(signal, models)
+    same_bits(losses, loops_in_numpy.own_squared_residuals(signal, models))
+    squared = compiled.own_squared_distances(models, target)
+    same_bits(squared, loops_in_numpy.own_squared_distances(models, target))
+    moved = [np.empty_like(target) for _ in range(2)]
+    compiled.step_towards(target, 0.3, models[0], moved[0])
+    loops_in_numpy.step_towards(target, 0.3, models[0], moved[1])
+    same_bits(*moved)
+    each = np.arange(agents)
+    for i in range(length):
+        same_bits(losses[i], compiled.squared_residuals(signal[i], each, models[i]))
+        # The sign of a difference does not matter to its square.
+        same_bits(squared[i], compiled.squared_distances(target, each, models[i]))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.0, 0.2]), st.booleans())
+def test_the_location_has_the_same_samples_and_risks(seed: int, length: int, agents: int, odd: float, scalar: bool):
+    random = np.random.default_rng(seed)
+    u, d, x = (values(random, shape, odd) for shape in ((length, 2, agents), (length, agents), (agents, 2)))
+    for one, other in zip(compiled.location_samples(u, d, x), loops_in_numpy.location_samples(u, d, x), strict=True):
+        same_bits(one, other)
+    models, towards = values(random, (length, agents, 2), odd), values(random, (agents, 2), odd)
+    given_ = (models, x, towards, *random.random((2, agents)), scalar)
+    same_bits(compiled.location_risks(*given_), loops_in_numpy.location_risks(*given_))
+
+
+FLOATS, PLACES = np.zeros(3), np.zeros(3, np.intp)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: compiled.gather(np.zeros((3, 2)), np.array([0, 3])), IndexError),
+        (lambda: compiled.gather(np.zeros((3, 2)), np.array([-1])), IndexError),
+        (lambda: compiled.gather(np.zeros((3, 2)), np.array([0], np.int32)), TypeError),
+        (lambda: compiled.gather(np.zeros((3, 2), np.float32), PLACES), TypeError),
+        (lambda: compiled.gather(np.zeros((3, 4))[:, ::2], PLACES), TypeError),
+        (lambda: compiled.gather([[1.0]], PLACES), TypeError),
+        (lambda: compiled.gather(np.zeros((3, 2))), TypeError),
+        (lambda: compiled.squared_residuals(np.zeros((3, 4)), PLACES + 4, np.zeros((3, 2))), IndexError),
+        (lambda: compiled.squared_residuals(np.zeros((3, 4)), PLACES, np.zeros((2, 2))), ValueError),
+        (lambda: compiled.squared_residuals(np.zeros((2, 4)), PLACES, np.zeros((3, 2))), ValueError),
+        (lambda: compiled.squared_distances(np.zeros((3, 2)), PLACES + 3, np.zeros((3, 2))), IndexError),
+        (lambda: compiled.average_in(FLOATS, np.zeros(2), 0.1), ValueError),
+        (lambda: compiled.average_in(np.broadcast_to(0.0, 3), FLOATS, 0.1), TypeError),
+        (lambda: compiled.average_in(np.frombuffer(bytes(24)), FLOATS, 0.1), ValueError),
+        (lambda: compiled.average_in(FLOATS, FLOATS, "a tenth"), TypeError),
+        (lambda: compiled.normalise(FLOATS, PLACES[:2]), ValueError),
+        (lambda: compiled.inverse_weights(FLOATS, PLACES, PLACES - 1), IndexError),
+        (lambda: compiled.inverse_weights(FLOATS, PLACES, PLACES[:1]), ValueError),
+        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES, PLACES + 9, np.zeros((9, 2))), IndexError),
+        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES + 3, PLACES, np.zeros((9, 2))), IndexError),
+        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES, PLACES, np.zeros((9, 1))), ValueError),
+        (lambda: compiled.philox(np.zeros(1, np.uint64), 0, 1), ValueError),
+        (lambda: compiled.philox(np.zeros(2, np.uint64), -1, 1), OverflowError),
+        (lambda: compiled.philox(np.zeros(2, np.uint64), 0, -1), ValueError),
+    ],
+)
+def test_wrong_arguments_are_refused(call, error):
+    with pytest.raises(error):
+        call()
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("numpy", "numpy"), ("", "C")])
+def test_the_environment_says_which_are_used(asked: str, expected: str):
+    script = "from mpi_resmtl import loops; print(loops.IN_USE, loops.gather.__module__)"
+    environment = os.environ | {"MPI_RESMTL_LOOPS": asked}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    module = "mpi_resmtl.loops_in_numpy" if expected == "numpy" else "mpi_resmtl._loops"
+    assert done.stdout.split()[0] == expected
+    assert expected == "C" or done.stdout.split()[1] == module
+
+
+def test_both_have_every_loop():
+    names = {name for name in vars(loops) if callable(getattr(loops, name))}
+    assert names == {name for name in dir(compiled) if callable(getattr(compiled, name)) and name[0] != "_"}
+    assert all(callable(getattr(loops_in_numpy, name)) for name in names)
