@@ -71,11 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--data-dir", metavar="DIR", help="default: $MPI_RESMTL_DATA or the user's data folder")
         action.set_defaults(command=_data, action=name)
 
-    from mpi_resmtl import bench, status, submit, sweep
+    from mpi_resmtl import bench, status, submit, sweep, verify
 
     sweep.add_parser(commands)
     submit.add_parser(commands)
     status.add_parser(commands)
+    verify.add_parser(commands)
     bench.add_parser(commands)
     return parser
 

@@ -167,6 +167,13 @@ def presets() -> dict[str, str]:
     return {p.name.removesuffix(".toml"): p.read_text() for p in folder.iterdir() if p.name.endswith(".toml")}
 
 
+def recorded(text: str, source: str) -> tuple[dict[str, Any], Experiment]:
+    """The tables, and the experiment, of a configuration that `Experiment.toml` wrote; raises UserError."""
+    tables = _parsed(text.encode(errors="surrogateescape"), source)
+    _check_values(tables, source)
+    return tables, resolve(tables, source, whole=True)
+
+
 def load(source: str, settings: list[str]) -> Experiment:
     """The experiment of a preset's name or a TOML file, with `key=value` settings; raises UserError."""
     return resolve(read(source, settings), source)
@@ -181,8 +188,11 @@ def read(source: str, settings: list[str]) -> dict[str, Any]:
     return tables
 
 
-def resolve(tables: dict[str, Any], source: str) -> Experiment:
-    """The experiment that tables as the user wrote them ask for; `source` is named in errors."""
+def resolve(tables: dict[str, Any], source: str, whole: bool = False) -> Experiment:
+    """The experiment that tables as the user wrote them ask for; `source` is named in errors.
+
+    `whole`: the tables are those of `Experiment.toml`, so nothing is added and no other file looked at.
+    """
     for name in tables:
         if name not in (*TOP, *_TABLES):
             raise unknown("key", name, (*TOP, *_TABLES))
@@ -195,7 +205,8 @@ def resolve(tables: dict[str, Any], source: str) -> Experiment:
     wrong = "iterations" if study.unit == "epochs" else "epochs"
     if wrong in tables:
         raise UserError(f"{wrong} = {tables[wrong]!r}: the length of {own['name']} is given in {study.unit}")
-    tables = _merged(study.defaults(tables), tables)
+    if not whole:
+        tables = _merged(study.defaults(tables), tables)
 
     shared = {k: v for k, v in tables.get("rule", {}).items() if not isinstance(v, dict)}
     particular = {k: v for k, v in tables.get("rule", {}).items() if isinstance(v, dict)}

@@ -77,6 +77,10 @@ def _walk(file: h5py.File, size: int) -> None:
         _attributes(item, name)
         if isinstance(item, h5py.Dataset):
             _dataset(item, name, size)
+            # Scales are found by references to places in the file, which may lead anywhere.
+            for dimension in item.dims:
+                for scale in dimension.values():
+                    _address(scale)
         if not isinstance(item, h5py.Group):
             continue
         if depth == DEPTH:

@@ -75,16 +75,12 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
     byzantine = choose_byzantine(agents, who.count, who.agents, experiment.seed)
     if byzantine.all():
         raise UserError(f"all {agents} agents are Byzantine: nobody is left to learn")
-    work = None
-    if scene.judging is not None:
-        heard = np.bincount(edge[:, 1], minlength=agents)
-        work = scene.learning + np.where(byzantine, 0, heard) * scene.judging
-    cut = shares(edge, byzantine, ranks, work)
+    cut = shares(edge, byzantine, ranks, size.work(edge, byzantine))
     if experiment.epochs is not None:
         experiment.iterations = experiment.epochs * scene.epoch
     graph = Graph(edge, byzantine, scene.group, scene.position, scene.target, scene.epoch)
     _settle_b(experiment, graph)
-    alone = replace(scene, position=None, target=None, edge=None, judging=None, learning=None)
+    alone = replace(scene, position=None, target=None, edge=None)
     degree = np.bincount(edge[:, 1], minlength=agents) - 1
     held = memory.crossing(edge, byzantine, cut[0].offsets)
     knowing = byzantine.any() and _knowledge(experiment) not in ("nothing", "own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,10 +117,6 @@ class Scene:
     """(E, 2) where the task brings its own graph."""
     epoch: int = 0
     """Iterations in an epoch, of a study whose length is given in epochs."""
-    judging: np.ndarray | None = None
-    """(n,) what it costs an agent to judge one message, where that is not alike."""
-    learning: np.ndarray | None = None
-    """(n,) what all else in an iteration costs, in the same unit."""
     length: int | None = None
     """Iterations after which the data end; None: never."""
 
@@ -144,6 +141,16 @@ class Size:
     """Bytes of an agent's data."""
     fixed: int = 0
     """Bytes that a rank takes however few agents it has: libraries, data that all ranks hold."""
+    costs: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    """() -> (n,) what it costs each agent to judge one message, and (n,) what all else in an iteration costs, in the
+    same unit; None: alike for all."""
+
+    def work(self, edge: np.ndarray, byzantine: np.ndarray) -> np.ndarray | None:
+        """(n,) what each agent has to do on a graph, edges (E, 2), byzantine (n,); None where it is alike for all."""
+        if self.costs is None:
+            return None
+        judging, learning = self.costs()
+        return learning + np.where(byzantine, 0, np.bincount(edge[:, 1], minlength=self.agents)) * judging
 
 
 class Study(Protocol):

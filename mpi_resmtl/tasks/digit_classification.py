@@ -81,6 +81,7 @@ class DigitClassification:
         """Images in single precision, those of all synthetic agents where they are dealt anew; PyTorch."""
         image = 4 * digits.SIDE**2 + 8
         return Size(
+            costs=partial(_costs, parameters),
             agents=parameters.agents,
             parameters=DigitCNN.parameters,
             itemsize=4,
@@ -98,14 +99,8 @@ class DigitClassification:
         for group, source in zip(GROUPS, found, strict=True):
             for split in ("train", "test"):
                 _check_enough(parameters, group, split, source)
-        group = _groups(parameters)
-        batch = np.array(parameters.batch, float)[group]
-        chance = np.resize(parameters.activity, parameters.agents)
         return Scene(
-            group=group,
-            # In forward passes of an image; a gradient step counts three, the loss of the combined model one.
-            judging=batch,
-            learning=batch * (1.0 + 3.0 * chance),
+            group=_groups(parameters),
             data="real" if all(source.kind == "real" for source in found) else "stand-in",
             data_sha256=" ".join(source.sha256 for source in found).strip(),
             data_note="; ".join(f"{source.name}: {source.note}" for source in found if source.note),
@@ -168,6 +163,13 @@ class DigitClassification:
             train_rows_measured=parameters.train_images_measured,
             draw_fresh=partial(draw, held) if held_back else None,
         )
+
+
+def _costs(parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+    """In forward passes of an image; a gradient step counts three, the loss of the combined model one."""
+    batch = np.array(parameters.batch, float)[_groups(parameters)]
+    chance = np.resize(parameters.activity, parameters.agents)
+    return batch, batch * (1.0 + 3.0 * chance)
 
 
 def _groups(parameters: Parameters) -> np.ndarray:
