@@ -107,12 +107,28 @@ def together(comm: MPI.Comm, action: Callable[[], Result]) -> Result:
         result = action()
     except UserError as raised:
         error = str(raised)
-    errors = [e for e in comm.allgather(error) if e is not None]
+    errors = _told(comm, error)
     if errors:
         if comm.rank == 0:
             print(f"mpi-resmtl: {errors[0]}", file=sys.stderr, flush=True)
         raise Refused(errors[0])
     return result
+
+
+def _told(comm: MPI.Comm, text: str | None) -> list[str]:
+    """What those ranks say that say something, in their order; as raw bytes, since this is asked in mid-run too."""
+    import numpy as np
+
+    own = np.frombuffer((text or "").encode(), np.uint8)
+    lengths = np.empty(comm.size, np.int64)
+    comm.Allgather(np.array([-1 if text is None else len(own)], np.int64), lengths)
+    if (lengths < 0).all():
+        return []
+    counts = np.maximum(lengths, 0)
+    every = np.empty(int(counts.sum()), np.uint8)
+    comm.Allgatherv(own, (every, counts))
+    parts = np.split(every, np.cumsum(counts)[:-1])
+    return [part.tobytes().decode() for part, length in zip(parts, lengths, strict=True) if length >= 0]
 
 
 def refuse(message: str | None) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mpi_resmtl import memory
 from mpi_resmtl.board import INDEX, Board, Outcome, lock, open_board
-from mpi_resmtl.cells import Sweep, load
+from mpi_resmtl.cells import Cell, Sweep, load
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.launch import Refused, Stopped, add_plugin, on_ranks, on_root
 from mpi_resmtl.watchdog import NO_WATCHDOG, NoWatchdog, Watchdog, add_watchdog, watching
@@ -83,7 +85,7 @@ def _work(group: MPI.Comm, board: Board, signals: Signals, watchdog: Watchdog | 
     from mpi_resmtl import run as engine
 
     began = monotonic()
-    while (cell := group.bcast(board.take() if group.rank == 0 and not signals.received else None)) is not None:
+    while (cell := _next(group, board, signals)) is not None:
         started = monotonic()
         try:
             path = board.folder / cell.file
@@ -110,6 +112,15 @@ def _work(group: MPI.Comm, board: Board, signals: Signals, watchdog: Watchdog | 
             board.record(cell, outcome)
             what = f"{outcome.state}: {outcome.message}" if outcome.message else f"done in {outcome.seconds:.1f} s"
             print(f"{cell.name}: {what}{_pace(board, monotonic() - began)}", flush=True)
+
+
+def _next(group: MPI.Comm, board: Board, signals: Signals) -> Cell | None:
+    """The cell that rank 0 of the group takes, on all of its ranks; None when none is left or a signal has come."""
+    number = np.full(1, -1, np.int64)
+    if group.rank == 0 and not signals.received and (cell := board.take()) is not None:
+        number[0] = board.sweep.cells.index(cell)
+    group.Bcast(number)
+    return board.sweep.cells[number[0]] if number[0] >= 0 else None
 
 
 def _pace(board: Board, elapsed: float) -> str:
