@@ -8,8 +8,8 @@ except ImportError:
     extensions = []
 else:
     # No flag may change a result: machines differ, and numpy does the same sums one operation after the other. That
-    # nobody looks at the processor's floating-point exceptions is what lets loops with comparisons be vectorised.
-    flags = ["-std=c11", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-trapping-math"]
+    # nobody looks at floating-point exceptions or errno is what lets loops with comparisons and roots be vectorised.
+    flags = ["-std=c11", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
     extensions = [
         Extension(
             "mpi_resmtl._loops",

@@ -8,6 +8,7 @@
 #include <Python.h>
 #include <float.h>
 #include <math.h>
+#include <string.h>
 #include <numpy/arrayobject.h>
 
 #if FLT_EVAL_METHOD != 0
@@ -15,6 +16,31 @@
 #endif
 
 #define SMALLEST 1e-290
+#define TWO_PI 6.283185307179586
+/* To a number this large, small ones are added as whole numbers. */
+#define ROUNDING 6755399441055744.0
+/* Coefficients of fdlibm (Sun Microsystems 1993) for logarithm, sine and cosine. */
+#define LN2_HIGH 6.93147180369123816490e-01
+#define LN2_LOW 1.90821492927058770002e-10
+#define LOG_1 6.666666666666735130e-01
+#define LOG_2 3.999999999940941908e-01
+#define LOG_3 2.857142874366239149e-01
+#define LOG_4 2.222219843214978396e-01
+#define LOG_5 1.818357216161805012e-01
+#define LOG_6 1.531383769920937332e-01
+#define LOG_7 1.479819860511658591e-01
+#define SIN_1 -1.66666666666666324348e-01
+#define SIN_2 8.33333333332248946124e-03
+#define SIN_3 -1.98412698298579493134e-04
+#define SIN_4 2.75573137070700676789e-06
+#define SIN_5 -2.50507602534068634195e-08
+#define SIN_6 1.58969099521155010221e-10
+#define COS_1 4.16666666666666019037e-02
+#define COS_2 -1.38888888888741095749e-03
+#define COS_3 2.48015872894767294178e-05
+#define COS_4 -2.75573143513906633035e-07
+#define COS_5 2.08757232129817482790e-09
+#define COS_6 -1.13596475577881948265e-11
 
 typedef npy_intp place;
 typedef unsigned __int128 wide;
@@ -116,6 +142,98 @@ static PyObject *philox(PyObject *module, PyObject *const *given, Py_ssize_t cou
         *to++ = d;
     }
     return words;
+}
+
+/* The same bits from wider registers, where the processor has them: there is no other difference between the clones. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+static inline npy_uint64 bits_of(double value)
+{
+    npy_uint64 bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline double from_bits(npy_uint64 bits)
+{
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+#define ONE_BITS 0x3FF0000000000000u
+
+/* The 53 upper bits of a word as a number in [0, 1): 52 of them behind a one, and the last where it is set. */
+static inline double fraction(npy_uint64 word)
+{
+    return (from_bits(word >> 12 | ONE_BITS) - 1.0) + from_bits(-(word >> 11 & 1) & 0x3CA0000000000000u);
+}
+
+/* sqrt(-2 log(1 - u)) of each word's u */
+FOR_EACH_PROCESSOR static void radii(double *restrict radius, const npy_uint64 *restrict word, place size)
+{
+    for (place i = 0; i < size; i++) {
+        npy_uint64 bits = bits_of(1.0 - fraction(word[i])), mantissa = bits & 0xFFFFFFFFFFFFFu;
+        npy_uint64 above = (mantissa + 0x95F6400000000u) & (npy_uint64)1 << 52;
+        double f = from_bits(mantissa | (above ^ ONE_BITS)) - 1.0;
+        double k = from_bits((bits >> 52) + (above >> 52) + 0x4330000000000000u) - 4503599627371519.0;
+        double s = f / (2.0 + f), z = s * s, w = z * z, half = 0.5 * f * f;
+        double even = w * (LOG_2 + w * (LOG_4 + w * LOG_6));
+        double odd = z * (LOG_1 + w * (LOG_3 + w * (LOG_5 + w * LOG_7)));
+        double log = k * LN2_HIGH - ((half - (s * (half + (odd + even)) + k * LN2_LOW)) - f);
+        radius[i] = sqrt(-2.0 * log);
+    }
+}
+
+/* Multiply each radius by sine, to `across`, and cosine, in place, of 2 pi times each word's u. */
+FOR_EACH_PROCESSOR static void turn(double *restrict along, double *restrict across, const npy_uint64 *restrict word,
+                                    place size)
+{
+    for (place i = 0; i < size; i++) {
+        double u = fraction(word[i]), shifted = 4.0 * u + ROUNDING, radius = along[i];
+        npy_uint64 quarter = bits_of(shifted), swapped = -(quarter & 1);
+        double x = (u - 0.25 * (shifted - ROUNDING)) * TWO_PI, z = x * x;
+        double c = COS_1 + z * (COS_2 + z * (COS_3 + z * (COS_4 + z * (COS_5 + z * COS_6))));
+        double s = SIN_1 + z * (SIN_2 + z * (SIN_3 + z * (SIN_4 + z * (SIN_5 + z * SIN_6))));
+        npy_uint64 cosine = bits_of((1.0 - 0.5 * z) + z * z * c), sine = bits_of(x + x * z * s);
+        npy_uint64 differ = (cosine ^ sine) & swapped;
+        along[i] = radius * from_bits(cosine ^ differ ^ ((quarter + 1) & 2) << 62);
+        across[i] = radius * from_bits(sine ^ differ ^ (quarter & 2) << 62);
+    }
+}
+
+/* normal(words, used) */
+static PyObject *normal(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 2))
+        return NULL;
+    PyObject *words = given[0];
+    const npy_uint64 *word = array(words, NPY_UINT64, 2, "words");
+    place used = word ? PyLong_AsSsize_t(given[1]) : -1;
+    if (PyErr_Occurred())
+        return NULL;
+    place rows = SIZE(words, 0), half = SIZE(words, 1) / 2;
+    if (used < half || used > 2 * half || SIZE(words, 1) % 2)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *drawn = new_array(2, rows, used);
+    if (!drawn)
+        return NULL;
+    double *to = PyArray_DATA((PyArrayObject *)drawn), *across = PyMem_Malloc(half * sizeof(double));
+    if (!across) {
+        Py_DECREF(drawn);
+        return PyErr_NoMemory();
+    }
+    for (; rows; rows--, word += 2 * half, to += used) {
+        radii(to, word, half);
+        turn(to, across, word + half, half);
+        memcpy(to + half, across, (used - half) * sizeof(double));
+    }
+    PyMem_Free(across);
+    return drawn;
 }
 
 /* Loops over parameters are compiled twice: for P = 2, and for any P. */
@@ -542,7 +660,7 @@ static PyObject *location_samples(PyObject *module, PyObject *const *given, Py_s
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 
 static PyMethodDef METHODS[] = {
-    METHOD(philox),     METHOD(all_finite), METHOD(gather),    METHOD(squared_residuals), METHOD(squared_distances),
+    METHOD(philox), METHOD(normal), METHOD(all_finite), METHOD(gather),    METHOD(squared_residuals), METHOD(squared_distances),
     METHOD(average_in), METHOD(normalise), METHOD(inverse_weights),   METHOD(weighted_sums),
     METHOD(step_towards), METHOD(own_squared_residuals), METHOD(own_squared_distances), METHOD(location_risks),
     METHOD(location_samples), {NULL},

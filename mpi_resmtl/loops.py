@@ -18,6 +18,7 @@ IN_USE = "numpy" if _loops is None or os.environ.get("MPI_RESMTL_LOOPS") == "num
 _chosen = _loops if IN_USE == "C" else loops_in_numpy
 
 philox = _chosen.philox
+normal = _chosen.normal
 all_finite = _chosen.all_finite
 gather = _chosen.gather
 squared_residuals = _chosen.squared_residuals

@@ -8,16 +8,88 @@ that are intp.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 _SMALLEST = 1e-290
 """Keeps 1/phi, and sums of it over a neighbourhood, finite."""
+_TWO_PI = 6.283185307179586
+_ROUNDING = 6755399441055744.0
+"""To a number this large, small ones are added as whole numbers."""
+_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+_LOGARITHM = (
+    *(6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-01, 2.222219843214978396e-01),
+    *(1.818357216161805012e-01, 1.531383769920937332e-01, 1.479819860511658591e-01),
+)
+_SINE = (
+    *(-1.66666666666666324348e-01, 8.33333333332248946124e-03, -1.98412698298579493134e-04),
+    *(2.75573137070700676789e-06, -2.50507602534068634195e-08, 1.58969099521155010221e-10),
+)
+_COSINE = (
+    *(4.16666666666666019037e-02, -1.38888888888741095749e-03, 2.48015872894767294178e-05),
+    *(-2.75573143513906633035e-07, 2.08757232129817482790e-09, -1.13596475577881948265e-11),
+)
 
 
 def philox(key: np.ndarray, counter: int, counters: int) -> np.ndarray:
     """Philox4x64-10 (Salmon et al. 2011): the 4 words of each counter after `counter`, for a key (2,): uint64."""
     return np.random.Philox(key=key, counter=counter).random_raw(4 * counters)
+
+
+def normal(words: np.ndarray, used: int) -> np.ndarray:
+    """Independent N(0, 1) (Box and Muller 1958), to the same bits on all machines: uint64 (n, 2h) -> (n, used).
+
+    The words' 53 upper bits are u in [0, 1). Of u from the first h columns and v from the last, `used`, h to 2h,
+    columns have sqrt(-2 log(1 - u)) cos(2 pi v), and then as many with sin. Logarithm, sine and cosine are fdlibm's
+    (Sun Microsystems 1993), every operation rounded by itself.
+    """
+    half = words.shape[1] // 2
+    radius, angle = 1.0 - _fraction(words[:, :half]), _fraction(words[:, half:])
+    np.sqrt(-2.0 * _logarithm(radius), out=radius)
+    shifted = 4.0 * angle + _ROUNDING
+    quarter = shifted.view(np.uint64)
+    x = (angle - 0.25 * (shifted - _ROUNDING)) * _TWO_PI
+    z = x * x
+    cosine = (1.0 - 0.5 * z) + z * z * _polynomial(z, _COSINE)
+    sine = x + x * z * _polynomial(z, _SINE)
+    odd = (quarter & np.uint64(1)) == 1
+    drawn = np.empty((len(words), used))
+    drawn[:, :half] = radius * _negated(np.where(odd, sine, cosine), quarter + np.uint64(1))
+    drawn[:, half:] = (radius * _negated(np.where(odd, cosine, sine), quarter))[:, : used - half]
+    return drawn
+
+
+def _fraction(words: np.ndarray) -> np.ndarray:
+    return (words >> np.uint64(11)).view(np.int64) * 2.0**-53
+
+
+def _negated(values: np.ndarray, quarter: np.ndarray) -> np.ndarray:
+    """Those in the third and fourth quarter of a turn negated."""
+    return (values.view(np.uint64) ^ (quarter & np.uint64(2)) << np.uint64(62)).view(np.float64)
+
+
+def _logarithm(value: np.ndarray) -> np.ndarray:
+    bits = value.view(np.uint64)
+    mantissa = bits & np.uint64(2**52 - 1)
+    above = (mantissa + np.uint64(0x95F6400000000)) & np.uint64(2**52)
+    f = (mantissa | (above ^ np.uint64(0x3FF << 52))).view(np.float64) - 1.0
+    k = ((bits >> np.uint64(52)) + (above >> np.uint64(52))).view(np.int64) - 1023.0
+    s = f / (2.0 + f)
+    z = s * s
+    w = z * z
+    even, odd = w * _polynomial(w, _LOGARITHM[1::2]), z * _polynomial(w, _LOGARITHM[::2])
+    half = 0.5 * f * f
+    return k * _LN2_HIGH - ((half - (s * (half + (odd + even)) + k * _LN2_LOW)) - f)
+
+
+def _polynomial(z: np.ndarray, coefficients: Sequence[float]) -> np.ndarray:
+    """c_1 + z (c_2 + z (...)), by Horner's rule."""
+    total = np.full_like(z, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        total *= z
+        total += coefficient
+    return total
 
 
 def all_finite(models: np.ndarray) -> bool:

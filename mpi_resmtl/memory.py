@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpi_resmtl.errors import UserError
-from mpi_resmtl.streams import block_length
+from mpi_resmtl.streams import recorded_block
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -146,7 +146,7 @@ def needs(experiment: Experiment, size: Size, held: Crossing, widest: int, knowi
     models = size.parameters * size.itemsize
     record, length = experiment.record, experiment.iterations
     uses = experiment.uses.values()
-    block = min(length, block_length(size.agents, 1, words=2**20))
+    block = min(length, recorded_block(size.agents))
     ahead = size.gathers or any(use.rule.judged_by == "fresh" for use in uses)
     samples = min(3, -(-length // size.block) + ahead)
 

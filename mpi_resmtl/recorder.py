@@ -36,7 +36,7 @@ from mpi_resmtl.partition import Partition
 from mpi_resmtl.progress import silent
 from mpi_resmtl.stopwatch import PHASES, Stopwatch
 from mpi_resmtl.storage import reason, sync, writing
-from mpi_resmtl.streams import block_length
+from mpi_resmtl.streams import recorded_block
 from mpi_resmtl.tasks import Task
 from mpi_resmtl.tasks.blocks import later
 
@@ -48,6 +48,7 @@ _PART_MEASURES = {
     "true_positives": "share of Byzantine neighbours whose message had no part in the combined model",
     "false_positives": "share of normal neighbours of the same true group whose message had no part in it",
 }
+_OF_EDGES = ("weight", "share", "accumulated")
 _OVER_THE_RUN = {
     "regret": "mean over the run of true risk, or streaming loss where that is unknown, above that of rule none",
     "descent": "share of iterations whose true risk after combination is at most that before (eq. 5)",
@@ -86,7 +87,7 @@ class Layout:
     @property
     def block(self) -> int:
         """Iterations written at a time, and in a chunk; a multiple of every task's own block."""
-        return block_length(self.agents, 1, words=2**20)
+        return recorded_block(self.agents)
 
     @property
     def parts_every(self) -> int:
@@ -367,10 +368,11 @@ class _Series:
         done = np.arange(first + 1, first + count + 1)
         return np.flatnonzero((done % self._every == 0) | (done == self._last))
 
-    def put_row(self, values: dict[str, np.ndarray], columns: np.ndarray | slice = slice(None)) -> None:
-        """Append a row of which these columns have values."""
+    def put_row(self, values: dict[str, np.ndarray]) -> None:
+        """Append a row; what has no values stays NaN."""
+        place = self._filled - self._written
         for name, found in values.items():
-            self._buffer[name][self._filled - self._written, columns] = found
+            self._buffer[name][place] = found
         self._filled += 1
 
     def put(self, rows: int, values: dict[str, np.ndarray]) -> None:
@@ -412,9 +414,9 @@ class Recorder:
         self._absent = np.zeros((ranks.stop - ranks.start - 1, 2), np.int64)
         self._all_columns = None if self._parallel else comm.allgather(self._columns)
         self._silent, self._speaks = (np.flatnonzero(who) for who in (graph.byzantine[own], ~graph.byzantine[own]))
-        edges, agents = partition.edges.stop - partition.edges.start, partition.count
+        agents = partition.count
         self._measures = _Series(layout, layout.measures_every, dict.fromkeys(layout.measures, agents))
-        self._weights = _Series(layout, layout.weights_every, dict.fromkeys(("weight", "share", "accumulated"), edges))
+        self._weights = _Series(layout, layout.weights_every, dict.fromkeys(_OF_EDGES, len(partition.source)))
         self._seconds = _Series(layout, layout.weights_every, {"seconds": len(PHASES)})
         self._parts = _Series(layout, layout.parts_every, dict.fromkeys(_PART_MEASURES, agents))
         self._models_at = set(layout.kept(layout.models_every).tolist())
@@ -454,12 +456,12 @@ class Recorder:
         """Keep an iteration's models, what part messages had in them and what is held against them."""
         iteration, theta = moment.iteration, moment.theta
         place, done = iteration % self._task.length, iteration + 1
-        due = self._parts.due(done)
-        parts = self._neighbours.measure(combiner.part) if due else {}
-        self._clock.lap("measure")
         self._theta[place] = theta
         if self._psi is not None:
             self._psi[place] = moment.psi
+        due = self._parts.due(done)
+        parts = self._neighbours.measure(combiner.part) if due else {}
+        self._clock.lap("measure")
         if due:
             self._parts.put_row(parts)
             if self._layout.weights_every:
@@ -498,15 +500,15 @@ class Recorder:
         found = self._task.measure(samples, psi, theta)
         if fresh is not None:
             found["fresh_loss"] = self._task.losses(fresh, theta)
+        # One after the other: where a checkpoint cuts a block in two must not change how the sum is rounded.
+        self._total = _added(self._total, found["risk_after" if "risk_after" in found else "loss"])
+        if "risk_after" in found:
+            self._descents += (found["risk_after"] <= found["risk_before"]).sum(axis=0)
         self._tell_mean({"loss": found["loss"][-1]})
         self._clock.lap("measure")
         places = self._measures.places(first, count)
         every = len(places) == count
         self._measures.put(len(places), {n: v if every else v[places] for n, v in found.items()})
-        # One after the other: where a checkpoint cuts a block in two must not change how the sum is rounded.
-        self._total = _added(self._total, found["risk_after" if "risk_after" in found else "loss"])
-        if "risk_after" in found:
-            self._descents += (found["risk_after"] <= found["risk_before"]).sum(axis=0)
         self._measured = done
 
     def settle(self, exchange: Exchange | PartialExchange) -> dict[str, dict[str, np.ndarray]]:
@@ -577,7 +579,7 @@ class Recorder:
         values = {"share" if self._held.shares else "weight": combiner.part}
         if self._held.accumulated:
             values["accumulated"] = combiner.judge.held
-        self._weights.put_row(values, self._partition.kept)
+        self._weights.put_row(values)
         self._clock.lap("record")
         self._seconds.put_row({"seconds": self._clock.take()})
 
@@ -604,9 +606,18 @@ class Recorder:
         rows, found = self._weights.take()
         for name, block in found.items():
             if {"weight": True, "share": self._held.shares, "accumulated": self._held.accumulated}[name]:
-                self._write_rows(name, rows, "edge", block)
+                self._write_rows(name, rows, "edge", self._spread(block))
         rows, found = self._seconds.take()
         self._write_rows("seconds", rows, "rank", self._with_absent(found["seconds"][:, None]))
+
+    def _spread(self, values: np.ndarray) -> np.ndarray:
+        """Values on edges into normal agents (b, E_r) with NaN on those into Byzantine ones: all edges."""
+        edges = self._partition.edges
+        if edges.stop - edges.start == values.shape[1]:
+            return values
+        spread = np.full((len(values), edges.stop - edges.start), np.nan)
+        spread[:, self._partition.kept] = values
+        return spread
 
     def _write_rows(self, name: str, rows: slice, columns: str, values: np.ndarray) -> None:
         if rows.stop > rows.start:

@@ -3,6 +3,7 @@
 from time import perf_counter
 
 PHASES = ("adapt", "attack", "exchange", "evaluate", "combine", "measure", "record")
+"""To keep models until their block is measured is part of "measure"; to keep and write what was found is "record"."""
 _AFTER = {
     "adapt": "attack",
     "attack": "exchange",

@@ -13,16 +13,20 @@ import numpy as np
 from mpi_resmtl import loops
 
 _WORDS_A_COUNTER = 4
-_LONGEST_BLOCK = 1024
 
 
-def block_length(items: int, width: int, words: int = 2**14) -> int:
-    """Iterations in a block of `words` numbers at most: a power of two, 1 to 1024, set by the experiment alone.
+def block_length(items: int, width: int, words: int = 2**14, longest: int = 1024) -> int:
+    """Iterations in a block of `words` numbers at most: a power of two up to `longest`, set by the experiment alone.
 
     The default keeps what is computed from a block in the cache.
     """
     fitting = max(1, words // max(1, items * width))
-    return min(_LONGEST_BLOCK, 1 << (fitting.bit_length() - 1))
+    return min(longest, 1 << (fitting.bit_length() - 1))
+
+
+def recorded_block(agents: int) -> int:
+    """Iterations whose records are written at a time: a multiple of any other block's."""
+    return block_length(agents, 1, words=2**20, longest=4096)
 
 
 class Stream:
@@ -59,19 +63,9 @@ class Stream:
         return np.ascontiguousarray(self._normal(block).T).reshape(self.length, self._width, self._count)
 
     def _normal(self, block: int) -> np.ndarray:
-        """A block agent by agent, two from two words (Box and Muller 1958): float64 (count, length * width)."""
-        pairs = -(-self._width // 2)
-        uniform = self._uniform(block, 2 * pairs)
-        half, used = uniform.shape[1] // 2, self.length * self._width
-        radius = 1.0 - uniform[:, :half]
-        np.log(radius, out=radius)
-        radius *= -2.0
-        np.sqrt(radius, out=radius)
-        angle = uniform[:, half:] * (2.0 * np.pi)
-        normal = np.empty((self._count, used))
-        np.multiply(radius, np.cos(angle), out=normal[:, :half])
-        np.multiply(radius[:, : used - half], np.sin(angle[:, : used - half]), out=normal[:, half:])
-        return normal
+        """A block agent by agent, two from two words: float64 (count, length * width)."""
+        words = 2 * self.length * (-(-self._width // 2))
+        return loops.normal(np.ascontiguousarray(self._words(block, words)[:, :words]), self.length * self._width)
 
     def _uniform(self, block: int, width: int) -> np.ndarray:
         """A block of `width` numbers an iteration, agent by agent: float64 (count, length * width)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -257,3 +258,42 @@ def test_both_have_every_loop():
     names = {name for name in vars(loops) if callable(getattr(loops, name))}
     assert names == {name for name in dir(compiled) if callable(getattr(compiled, name)) and name[0] != "_"}
     assert all(callable(getattr(loops_in_numpy, name)) for name in names)
+
+
+TURN = 2**64
+WORDS = (0, 1, 2**11 - 1, 2**11, TURN // 4 - 1, *(n * TURN // 8 for n in (1, 2, 3, 4, 5, 7)), TURN - 2**11, TURN - 1)
+"""The least and the largest, and those where a turn has an eighth or a quarter."""
+
+
+@given(st.integers(0, 5), st.integers(0, 40), st.data())
+def test_normal_numbers_have_the_same_bits(rows: int, half: int, data):
+    random, used = np.random.default_rng(data.draw(st.integers(0, 2**32))), data.draw(st.integers(half, 2 * half))
+    words = random.integers(0, 2**64, (rows, 2 * half), np.uint64)
+    odd = random.random(words.shape) < 0.2
+    words[odd] = random.choice(np.array(WORDS, np.uint64), int(odd.sum()))
+    same_bits(compiled.normal(words, used), loops_in_numpy.normal(words, used))
+
+
+@pytest.mark.parametrize("one", [compiled, loops_in_numpy], ids=["C", "numpy"])
+def test_normal_numbers_are_those_of_box_and_muller(one):
+    random = np.random.default_rng(0)
+    words = random.integers(0, 2**64, (4, 2000), np.uint64)
+    words[:2, : len(WORDS)] = words[1:3, 1000 : 1000 + len(WORDS)] = np.array(WORDS, np.uint64)
+    found = one.normal(words, 1990)
+    assert found.shape == (4, 1990)
+    for row, drawn in zip(words.tolist(), found.tolist(), strict=True):
+        for j in range(1000):
+            u, v = (row[j] >> 11) / 2**53, (row[1000 + j] >> 11) / 2**53
+            radius = math.sqrt(-2 * math.log(1 - u))
+            assert drawn[j] == pytest.approx(radius * math.cos(2 * math.pi * v), rel=1e-14, abs=1e-14)
+            if j < 990:
+                assert drawn[1000 + j] == pytest.approx(radius * math.sin(2 * math.pi * v), rel=1e-14, abs=1e-14)
+
+
+def test_normal_numbers_need_an_even_number_of_words_and_room_for_the_first_half():
+    words = np.zeros((2, 6), np.uint64)
+    for wrong, used in ((words[:, :5].copy(), 3), (words, 2), (words, 7)):
+        with pytest.raises(ValueError, match="lengths"):
+            compiled.normal(wrong, used)
+    with pytest.raises(TypeError):
+        compiled.normal(words.view(np.int64), 4)
