@@ -159,6 +159,8 @@ _LONG_KEY = re.compile(
 TOP = ("seed", "iterations", "epochs", "rules")
 _TABLES = ("task", "graph", "byzantine", "rule", "record", "exchange", "checkpoint")
 _LISTS = ("rules", "byzantine.agents")
+_INSTEAD = {"byzantine.count": "agents", "byzantine.agents": "count"}
+"""Keys that say the same in two ways: what is set takes the other's place."""
 
 
 def presets() -> dict[str, str]:
@@ -333,6 +335,7 @@ def _set(tables: dict[str, Any], setting: str) -> None:
         if not isinstance(table, dict):
             raise UserError(f"--set {setting}: {part} is a value, not a table")
     table[path[-1]] = value
+    table.pop(_INSTEAD.get(key), None)
 
 
 def _word(text: str) -> Any:

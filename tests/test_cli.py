@@ -136,6 +136,17 @@ def test_an_output_that_exists_is_replaced_when_asked(tmp_path: Path):
     assert h5py.is_hdf5(tmp_path / "out.h5")
 
 
+def test_who_is_byzantine_is_given_by_number_or_by_name_and_what_is_set_counts():
+    named = tomllib.loads(alone("show", "fig2b").stdout)["byzantine"]
+    assert len(named["agents"]) == 10
+    counted = tomllib.loads(alone("show", "fig2b", "--set", "byzantine.count=5").stdout)["byzantine"]
+    assert counted["count"] == 5
+    assert "agents" not in counted
+    chosen = alone("show", "fig1c", "--set", "byzantine.agents=3,4").stdout
+    assert tomllib.loads(chosen)["byzantine"]["agents"] == [3, 4]
+    assert tomllib.loads(chosen)["byzantine"]["count"] == 0
+
+
 def test_show_and_unknown_commands_end_with_status_two():
     refused(alone("show", "fig9"), "preset 'fig9'")
     assert alone("dance").returncode == 2

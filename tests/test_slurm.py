@@ -295,6 +295,10 @@ WRONG = [
     (["--time", "soon"], ["--time soon", "minutes, hours:minutes:seconds"]),
     (["--time", "0:30"], ["--time 0:30", "at least 1"]),
     (["--time", "UNLIMITED"], ["--time UNLIMITED", "expected a limit"]),
+    (
+        ["--set", "checkpoint.minutes=30"],
+        ["--time 00:10:00 is over before a run is saved", "checkpoint.minutes = 30", "or --set checkpoint.minutes="],
+    ),
     (["--nodes", "0"], ["--nodes 0", "1 or more"]),
     (["--sbatch", "constraint=gpu"], ["SLURM refuses the job", "feature", "partitions main"]),
     (["--sbatch", "nonsense=1"], ["SLURM refuses the job", "nonsense"]),
