@@ -89,7 +89,7 @@ def test_an_unknown_study_is_refused_with_the_nearest_right_name():
 def test_no_repeats_are_refused():
     done = alone("bench", "step", "--repeats", "0")
     assert done.returncode == 2
-    assert "at least 10 agents and 1 repeat" in done.stderr
+    assert "--repeats 0: at least 1 is needed" in done.stderr
 
 
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch):
@@ -116,3 +116,23 @@ def test_bench_names_its_kinds():
     bench.add_parser(commands)
     asked = commands.choices["bench"].parse_args(["step", "--agents", "10,20"])
     assert (asked.agents, asked.study, asked.repeats) == ("10,20", "target-localization", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "measures"),
+    [
+        ("step", ("--agents", "20"), 1),
+        ("rules", ("--rules", "median", "--messages", "5", "--parameters", "20"), 3),
+    ],
+)
+def test_a_report_is_compared_with_an_earlier_one(kind: str, options: tuple[str, ...], measures: int, tmp_path: Path):
+    line = ("bench", kind, *options, "--repeats", "3")
+    assert alone(*line, "--json", tmp_path / "one.json").returncode == 0
+    done = alone(*line, "--json", tmp_path / "two.json", "--against", tmp_path / "one.json", "--tolerance", "1000")
+    assert done.returncode == 0, done.stderr
+    assert f"0 slower, 0 faster, {measures} same" in done.stderr
+    changes = json.loads((tmp_path / "two.json").read_text())["against"]["changes"]
+    assert {change["unit"] for change in changes} == {"s"}
+    other = alone("bench", "record", "--against", tmp_path / "one.json")
+    assert other.returncode == 2
+    assert f"is of `bench {kind}`" in other.stderr

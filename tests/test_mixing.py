@@ -12,7 +12,7 @@ import pytest
 from hearing import cases, close, each
 from hypothesis import given, settings
 
-from mpi_resmtl.bench_rules import byzfl_aggregators
+from mpi_resmtl.bench.rules import byzfl_aggregators
 from mpi_resmtl.rules import Heard
 from mpi_resmtl.rules.mixing import bucketing, nnm
 

@@ -12,7 +12,7 @@ from hearing import aggregate, cases, close, each, heard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpi_resmtl.bench_rules import byzfl_aggregators
+from mpi_resmtl.bench.rules import byzfl_aggregators
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.rules import RULES, Heard
 

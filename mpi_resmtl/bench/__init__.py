@@ -8,7 +8,6 @@ has become slower beyond the noise (`against.compare`).
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -34,20 +33,18 @@ Found = TypeVar("Found")
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add `bench` to the command line."""
-    from mpi_resmtl.bench import exchange, record, scale, step
+    from mpi_resmtl.bench import exchange, record, rules, scale, step
 
     bench = commands.add_parser("bench", help="measure what things cost, beside the machine's ceilings; under mpirun")
     kinds = bench.add_subparsers(required=True, metavar="KIND")
-    for kind in (step, exchange, record, scale):
+    for kind in (step, exchange, rules, record, scale):
         kind.add_parser(kinds)
-    if importlib.util.find_spec("mpi_resmtl.bench_rules"):
-        importlib.import_module("mpi_resmtl.bench_rules").add_parser(kinds)
 
 
-def add_options(parser: argparse.ArgumentParser, repeats: int) -> None:
-    """Add the options of a benchmark that `measured` runs."""
+def add_options(parser: argparse.ArgumentParser, repeats: int | None, said: str = "%(default)s") -> None:
+    """Add the options of a benchmark that `measured` runs; `said` tells of `repeats` None what that means."""
     parser.add_argument(
-        "--repeats", type=int, default=repeats, help="timed runs, of which the median counts (default %(default)s)"
+        "--repeats", type=int, default=repeats, help=f"timed runs, of which the median counts (default {said})"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here (default: standard output)")
     parser.add_argument("--against", type=Path, metavar="EARLIER.json", help="compare; exit status 3 when slower")
@@ -75,7 +72,7 @@ def measured(asked: argparse.Namespace, kind: str, measure: Callable[[MPI.Comm],
 
 def _checked(asked: argparse.Namespace, kind: str) -> dict[str, Any] | None:
     """The earlier figures, where there are any to compare with; raises UserError for options that cannot work."""
-    if asked.repeats < 1:
+    if asked.repeats is not None and asked.repeats < 1:
         raise UserError(f"--repeats {asked.repeats}: at least 1 is needed")
     if not 0 <= asked.tolerance < 1e6:
         raise UserError(f"--tolerance {asked.tolerance}: a share of 0 or more, such as 0.05")

@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import resource
 import statistics
-import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import h5py
 import numpy as np
 
-from mpi_resmtl.bench import check_json, deliver, environment, spread, timed
-from mpi_resmtl.errors import UserError, unknown
+from mpi_resmtl.bench import add_options, measured, numbers, shared_folder, spread, timed
+from mpi_resmtl.errors import unknown
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -52,45 +51,37 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
         default=",".join(map(str, AGENTS)),
         help="numbers of agents of target-localization (default %(default)s)",
     )
-    step.add_argument(
-        "--repeats", type=int, help="timed runs, of which the median counts (default 7, of digit-classification 3)"
-    )
-    step.add_argument("--json", type=Path, metavar="FILE", help="write all figures here as well")
+    add_options(step, None, "7, of digit-classification 3")
     step.set_defaults(command=_step)
 
 
 def _step(asked: argparse.Namespace) -> int:
-    from mpi_resmtl.launch import on_ranks
-
-    try:
-        agents = [int(number) for number in asked.agents.split(",")]
-    except ValueError:
-        raise UserError(f"--agents {asked.agents}: expected numbers separated by commas") from None
-    if min(agents) < 10 or (asked.repeats is not None and asked.repeats < 1):
-        raise UserError("bench step needs at least 10 agents and 1 repeat")
-    studies = asked.study.split(",")
+    agents, studies = numbers(asked.agents, "--agents", least=10), asked.study.split(",")
     for study in studies:
         if study not in STUDIES:
             raise unknown("study", study, STUDIES)
-    check_json(asked.json)
 
-    def action(comm: MPI.Comm) -> None:
+    def measure(comm: MPI.Comm) -> dict[str, Any]:
         rows = []
         for study in studies:
             repeats = asked.repeats or _REPEATS[study]
             header, line = (_HEADER, _line) if study == "target-localization" else (_LEARNING_HEADER, _learning_line)
             for number, count in enumerate(agents if study == "target-localization" else [None]):
-                row = learning(comm, study, repeats) if count is None else localization(comm, count, repeats)
+                with shared_folder(comm, asked.folder) as folder:
+                    path = folder / "step.h5"
+                    if count is None:
+                        row = learning(comm, study, repeats, path)
+                    else:
+                        row = localization(comm, count, repeats, path)
                 rows.append(row)
                 if comm.rank == 0:
                     print(line(row) if number else f"{header}\n{line(row)}", flush=True)
-        if comm.rank == 0:
-            deliver({"environment": environment(), "ranks": comm.size, "step": rows}, asked.json)
+        return {"step": rows}
 
-    return on_ranks(action)
+    return measured(asked, "step", measure)
 
 
-def localization(comm: MPI.Comm, agents: int, repeats: int) -> dict[str, Any]:
+def localization(comm: MPI.Comm, agents: int, repeats: int, path: Path) -> dict[str, Any]:
     """Time an iteration of target localisation, a fifth of the agents Byzantine, at the paper's density; collective.
 
     Runs with and without recording take turns, so that their ratio holds when the machine's speed drifts. At up to
@@ -112,17 +103,14 @@ def localization(comm: MPI.Comm, agents: int, repeats: int) -> dict[str, Any]:
     start_up = perf_counter() - began
     plain = _plain_loop(planned, graph, rank) if comm.size == 1 and agents <= 100 else None
     recorded, bare, phases, looped = [], [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(comm.bcast(folder)) / "step.h5"
-        for _ in range(repeats + 1):
-            seconds, by_phase = _recorded_run(comm, planned, graph, rank, path)
-            recorded.append(seconds)
-            if comm.rank == 0:
-                phases.append(by_phase.mean(axis=0))
-            bare.append(timed(comm, lambda: run.diffuse_rule(planned, rank, "loss", Unrecorded())))
-            if plain is not None:
-                looped.append(plain())
-        comm.Barrier()
+    for _ in range(repeats + 1):
+        seconds, by_phase = _recorded_run(comm, planned, graph, rank, path)
+        recorded.append(seconds)
+        if comm.rank == 0:
+            phases.append(by_phase.mean(axis=0))
+        bare.append(timed(comm, lambda: run.diffuse_rule(planned, rank, "loss", Unrecorded())))
+        if plain is not None:
+            looped.append(plain())
     rank.close()
     per_iteration = [total / iterations for total in recorded[1:]]
     ratios = [with_ / without for with_, without in zip(recorded[1:], bare[1:], strict=True)]
@@ -137,7 +125,7 @@ def localization(comm: MPI.Comm, agents: int, repeats: int) -> dict[str, Any]:
         "ranks": comm.size,
         "iterations": iterations,
         "start_up": start_up,
-        "iteration": spread(per_iteration),
+        "iteration": spread(per_iteration, "s"),
         "per_edge": statistics.median(per_iteration) / planned.edges,
         "measuring_and_recording": spread([ratio - 1 for ratio in ratios]),
         "recording": statistics.median(run[-1] / (run.sum() - run[-1]) for run in phases[1:]),
@@ -148,7 +136,7 @@ def localization(comm: MPI.Comm, agents: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def learning(comm: MPI.Comm, study: str, repeats: int) -> dict[str, Any]:
+def learning(comm: MPI.Comm, study: str, repeats: int, path: Path) -> dict[str, Any]:
     """Time an iteration of a classification study of the paper, nobody Byzantine, recording on; collective.
 
     Data are those found, else a stand-in. A run is whole epochs, each with its evaluation at the end. Under several
@@ -172,24 +160,19 @@ def learning(comm: MPI.Comm, study: str, repeats: int) -> dict[str, Any]:
     start_up = perf_counter() - began
     iterations = planned.experiment.iterations
     evaluated, passed = (comm.allreduce(operations(study, n)) for n in _inputs(rank, iterations))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(comm.bcast(folder)) / "step.h5"
-        # The first run of all finds pages and caches cold.
-        _recorded_run(comm, planned, graph, rank, path)
-        memory = comm.gather(_memory())
-        by_itself = comm.Split(comm.rank)
-        alone = (
-            _asleep(comm, lambda: run.prepare(by_itself, lambda: resolve(tables, "bench"))) if comm.size > 1 else None
-        )
-        taken, taken_alone, phases, peaks = [], [], [], [comm.gather(gemm_peak(comm))]
-        for _ in range(repeats):
-            seconds, by_phase = _recorded_run(comm, planned, graph, rank, path)
-            taken.append(seconds)
-            phases.append(by_phase)
-            peaks.append(comm.gather(gemm_peak(comm)))
-            if comm.size > 1:
-                taken_alone.append(_asleep(comm, lambda: _recorded_run(by_itself, *alone, path)[0]))
-        comm.Barrier()
+    # The first run of all finds pages and caches cold.
+    _recorded_run(comm, planned, graph, rank, path)
+    memory = comm.gather(_memory())
+    by_itself = comm.Split(comm.rank)
+    alone = _asleep(comm, lambda: run.prepare(by_itself, lambda: resolve(tables, "bench"))) if comm.size > 1 else None
+    taken, taken_alone, phases, peaks = [], [], [], [comm.gather(gemm_peak(comm))]
+    for _ in range(repeats):
+        seconds, by_phase = _recorded_run(comm, planned, graph, rank, path)
+        taken.append(seconds)
+        phases.append(by_phase)
+        peaks.append(comm.gather(gemm_peak(comm)))
+        if comm.size > 1:
+            taken_alone.append(_asleep(comm, lambda: _recorded_run(by_itself, *alone, path)[0]))
     rank.close()
     if alone is not None:
         alone[2].close()
@@ -209,7 +192,7 @@ def learning(comm: MPI.Comm, study: str, repeats: int) -> dict[str, Any]:
         "ranks": comm.size,
         "iterations": iterations,
         "start_up": start_up,
-        "iteration": spread([seconds / iterations for seconds in taken]),
+        "iteration": spread([seconds / iterations for seconds in taken], "s"),
         "phases": _phases([by_phase.mean(axis=0) for by_phase in phases], iterations),
         "operations": {"evaluate": evaluated / iterations, "iteration": passed / iterations},
         "gemm_peak": np.median(peak, axis=0).tolist(),

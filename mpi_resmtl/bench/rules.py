@@ -10,15 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from time import thread_time
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpi_resmtl.bench import check_json, deliver, environment, spread
-from mpi_resmtl.errors import UserError, unknown
+from mpi_resmtl.bench import add_options, measured, numbers, spread
+from mpi_resmtl.errors import unknown
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -58,35 +57,22 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
     rules.add_argument("--rules", default=",".join(RULES), help="separated by commas (default %(default)s)")
     rules.add_argument("--messages", default="10,50", help="messages an agent hears (default %(default)s)")
     rules.add_argument("--parameters", default="3372,130890", help="of a model, float32 (default %(default)s)")
-    rules.add_argument("--repeats", type=int, default=11, help="timed samples, of which the median counts (default 11)")
-    rules.add_argument("--json", type=Path, metavar="FILE", help="write all figures here as well")
+    add_options(rules, 11)
     rules.set_defaults(command=_rules)
 
 
 def _rules(asked: argparse.Namespace) -> int:
-    from mpi_resmtl.launch import on_ranks
-
     names = asked.rules.split(",")
     for name in names:
         if name not in RULES:
             raise unknown("rule to time", name, RULES)
-    try:
-        messages = [int(number) for number in asked.messages.split(",")]
-        parameters = [int(number) for number in asked.parameters.split(",")]
-    except ValueError:
-        raise UserError(
-            f"--messages {asked.messages} --parameters {asked.parameters}: expected numbers separated by commas"
-        ) from None
-    if min(messages) < 5 or min(parameters) < 1 or asked.repeats < 1:
-        raise UserError("bench rules needs at least 5 messages, 1 parameter and 1 repeat")
-    check_json(asked.json)
+    messages = numbers(asked.messages, "--messages", least=5)
+    parameters = numbers(asked.parameters, "--parameters")
 
-    def action(comm: MPI.Comm) -> None:
-        if comm.rank == 0:
-            found = {"environment": environment(), "rules": _table(names, messages, parameters, asked.repeats)}
-            deliver(found, asked.json)
+    def measure(comm: MPI.Comm) -> dict[str, Any]:
+        return {"rules": _table(names, messages, parameters, asked.repeats)} if comm.rank == 0 else {}
 
-    return on_ranks(action)
+    return measured(asked, "rules", measure)
 
 
 def _table(names: list[str], messages: list[int], parameters: list[int], repeats: int) -> list[dict[str, Any]]:
@@ -126,7 +112,7 @@ def race(name: str, n: int, parameters: int, repeats: int, library: ModuleType |
         for who, run in runners.items():
             times[who].append(_sample(run, calls[who]))
     found = {"rule": name, "messages": n, "parameters": parameters, "b": b}
-    found |= {who: spread(values) for who, values in times.items()}
+    found |= {who: spread(values, "s") for who, values in times.items()}
     if library is not None:
         best = min((times["byzfl_numpy"], times["byzfl_torch"]), key=statistics.median)
         found["times_faster"] = statistics.median(
