@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 from mpirun import alone, mpirun
 from results import assert_identical
 from slurm import CPUS, MAX_ARRAY, Cluster, started, until  # noqa: F401  (the fixture `cluster`)
+from test_readme import OF_JOBS, shown
 
 PROJECT = Path(__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "mpi_resmtl")
@@ -360,6 +362,18 @@ def test_a_folder_whose_job_is_in_the_queue_takes_no_second_one(cluster: Cluster
 
 
 NO_SLURM = {"PATH": f"{Path(sys.executable).parent}:/nowhere"}
+
+
+def test_the_commands_of_readme_that_submit_a_job_run_as_they_are_written(cluster: Cluster, tmp_path: Path):
+    asked, told = (shlex.split(line) for line in shown() if line.startswith(OF_JOBS))
+    done = program(cluster, *asked[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert cluster.wait(re.match(r"job (\d+): ", done.stdout)[1]) == ["COMPLETED"]
+    done = program(cluster, *told[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "done" in done.stdout
+    with h5py.File(tmp_path / "job" / "fig1c.h5") as file:
+        assert file.attrs["ranks"] == 4
 
 
 def test_without_slurm_submit_says_what_works_here_and_a_dry_run_writes_the_script(tmp_path: Path):
