@@ -30,4 +30,7 @@ def open_results(path: str | PathLike[str]) -> xarray.DataTree:
         raise UserError(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}") from None
     if schema != "mpi-resmtl/1":
         raise UserError(f"{path}: is not a result file: its schema is {schema!r}, not 'mpi-resmtl/1'")
-    return xarray.open_datatree(path, engine="h5netcdf")
+    results = xarray.open_datatree(path, engine="h5netcdf")
+    # Its name is that of graph/edge too, over which xarray stumbles when a notebook shows the results.
+    results.dataset = results.to_dataset(inherit=False).drop_indexes("edge", errors="ignore")
+    return results
