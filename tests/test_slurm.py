@@ -364,6 +364,16 @@ def test_a_folder_whose_job_is_in_the_queue_takes_no_second_one(cluster: Cluster
 NO_SLURM = {"PATH": f"{Path(sys.executable).parent}:/nowhere"}
 
 
+@pytest.mark.parametrize("system", ["workstation", "slurm"])
+def test_checks_of_reframe_find_the_known_values(system: str, cluster: Cluster, tmp_path: Path):
+    """Not those of speed, which another program on the machine would disturb."""
+    command = [Path(sys.executable).with_name("reframe"), "-C", PROJECT / "jobs" / "reframe_settings.py"]
+    command += ["--system", system, "-c", PROJECT / "jobs" / "reframe_checks.py", "-n", "Figure1c", "-r"]
+    done = cluster.run(*command, "--prefix", tmp_path, cwd=tmp_path)
+    assert "Ran 2/2 test case(s) from 2 check(s) (0 failure(s)" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_commands_of_readme_that_submit_a_job_run_as_they_are_written(cluster: Cluster, tmp_path: Path):
     asked, told = (shlex.split(line) for line in shown() if line.startswith(OF_JOBS))
     done = program(cluster, *asked[1:], cwd=tmp_path)
