@@ -53,7 +53,8 @@ LEVELS = ("no", "some", "all")
 """How many of an agent's neighbours are Byzantine."""
 WIDE = 4
 """Panels beside one another."""
-BEFORE, AFTER, RANGE = "#d55e00", "#0072b2", "#0072b2"
+BEFORE, AFTER = "#d55e00", "#0072b2"
+ONE_EACH = dict(color="black", linewidth=0.9, linestyle=(0, (1, 2)), label="everyone a group of its own")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class Groups:
     information: np.ndarray
     precision: np.ndarray
     recall: np.ndarray
+    alone: float
+    """Information of groups of one agent each."""
 
 
 @dataclass
@@ -196,6 +199,7 @@ def load(path: Path) -> Study:
             raise ResultError(f"{file}: differs from the sweep's other runs in its study, agents or rules")
         _add(study, result, setting, attack)
         result.file.close()
+    _drop_rare(study)
     if rows and len(done) < len(rows):
         study.left_out = f"{len(rows) - len(done)} of {len(rows)} cells are not done"
     return study
@@ -233,6 +237,16 @@ def _add(study: Study, result: Result, setting: tuple[str, ...], attack: str | N
             study.groups.setdefault((Cell(setting, result.attackers, attack, ""), rule), []).append(found)
 
 
+def _drop_rare(study: Study) -> None:
+    """Leave out levels that fewer than half of the runs with so many attackers have: too few samples."""
+    most: dict[tuple, int] = {}
+    for (cell, rule), samples in study.samples.items():
+        most[*cell[:3], rule] = max(len(samples), most.get((*cell[:3], rule), 0))
+    for cell, rule in list(study.samples):
+        if 2 * len(study.samples[cell, rule]) < most[*cell[:3], rule]:
+            del study.samples[cell, rule]
+
+
 def _same(known: np.ndarray | None, found: np.ndarray, path: Path) -> np.ndarray:
     if known is not None and not np.array_equal(known, found):
         raise ResultError(f"{path}: was recorded at other iterations than the sweep's other runs")
@@ -258,8 +272,8 @@ def tell_groups(result: Result, weight: np.ndarray) -> Groups:
     """How weights (T, E) tell who shares a task.
 
     Of the messages that normal agents heed, the share that is from normal agents of the same true group (precision),
-    and of those that are, the share that is heeded (recall). Normal agents who heed one another are in one found group,
-    and so are all that are linked in that way; found and true groups are compared by their mutual information.
+    and of those that are, the share that is heeded (recall). Normal agents of whom one heeds the other are in one found
+    group, and so are all that are linked in that way; found and true groups are compared by their mutual information.
     """
     source, target = result.edge.T
     mate = (result.group[source] == result.group[target]) & ~result.byzantine[source] & (source != target)
@@ -271,17 +285,13 @@ def tell_groups(result: Result, weight: np.ndarray) -> Groups:
         recall = right / mates if mates else np.full(len(weight), np.nan)
     truth = result.group[result.normal]
     found = [normalised_information(found_groups(result, row), truth) for row in chosen]
-    return Groups(np.array(found), precision, recall)
+    return Groups(np.array(found), precision, recall, normalised_information(np.arange(len(truth)), truth))
 
 
 def found_groups(result: Result, chosen: np.ndarray) -> np.ndarray:
-    """Group of each normal agent, of those linked by heeding one another; chosen (E,) bool."""
-    source, target = result.edge.T.astype(np.int64)
-    key = target * result.agents + source
-    back = np.searchsorted(key, source * result.agents + target)
-    back[back == len(key)] = 0
-    mutual = chosen & chosen[back] & (key[back] == source * result.agents + target)
-    links = coo_array((np.ones(mutual.sum()), (source[mutual], target[mutual])), shape=(result.agents,) * 2)
+    """Group of each normal agent, of those linked by one heeding the other; chosen (E,) bool."""
+    source, target = result.edge[chosen & ~result.byzantine[result.edge[:, 0]]].T
+    links = coo_array((np.ones(len(source)), (source, target)), shape=(result.agents, result.agents))
     return connected_components(links, directed=False)[1][result.normal]
 
 
@@ -354,7 +364,7 @@ class Verdict:
             return "one run: no Monte Carlo error"
         if self.is_bounded and self.never_worse:
             return "holds" + (f", though {self.doubts[0]}" if self.doubts else "")
-        return f"fails: {'; '.join(self.doubts) or f'a mean of {self.averaged:.0f} losses is not the risk'}"
+        return f"fails: {'; '.join(self.doubts) or f'{self.averaged:.0f} losses do not tell the risk'}"
 
 
 def settled(study: Study) -> slice:
@@ -373,8 +383,8 @@ def verdict(study: Study, cell: Cell, rule: str) -> Verdict:
         bound = np.array([s.bound.mean() for s in samples])
         excess = np.where(np.isinf(bound), -np.inf, before - bound)
         parts = [Estimate.of(values) for values in (before, after, change, excess)]
-    told = study.told[cell.attack] and RULES[rule.rpartition("+")[2]].judged_by != "fresh"
-    doubts = ("the attacker sees the sample that judges it",) if told else ()
+    told = cell.level != "no" and study.told[cell.attack] and RULES[rule.rpartition("+")[2]].judged_by != "fresh"
+    doubts = ("attackers see the sample",) if told else ()
     share = np.concatenate([s.share for s in samples])
     return Verdict(
         cell, rule, len(samples), _percent(share), *parts, float(bound.mean()), doubts, study.averaged[cell.setting]
@@ -415,8 +425,16 @@ def assumptions(study: Study) -> tuple[bool, str]:
 
 
 def _title(study: Study, setting: tuple[str, ...]) -> str:
-    extra = "".join(f", {key} = {text}" for key, text in zip(study.swept, setting, strict=True))
-    return study.name.replace("-", " ").capitalize() + extra
+    return ", ".join([_study(study), *_setting(study, setting)])
+
+
+def _setting(study: Study, setting: tuple[str, ...]) -> list[str]:
+    """What is swept besides seed, attackers and attack, in words."""
+    return [f"{key.removeprefix('rule.')} = {text}" for key, text in zip(study.swept, setting, strict=True)]
+
+
+def _study(study: Study) -> str:
+    return study.name.replace("-", " ").capitalize()
 
 
 def _name(cell: Cell, share: str | None = None, agents: int | None = None) -> str:
@@ -431,7 +449,7 @@ def draw_theorem(study: Study, verdicts: list[Verdict]) -> Figure:
     rows = sorted(verdicts, key=lambda v: (study.settings.index(v.cell.setting), study.rules.index(v.rule)))
     blocks = list(dict.fromkeys((v.cell.setting, v.rule) for v in rows))
     places = [number + 1.6 * blocks.index((v.cell.setting, v.rule)) for number, v in enumerate(rows)]
-    figure = Figure(figsize=(11, 2.3 + 0.25 * (places[-1] + 1)), layout="constrained")
+    figure = Figure(figsize=(11, 2.2 + 0.21 * (places[-1] + 1)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for place, v in zip(places, rows, strict=True):
         if v.bound and math.isfinite(v.bound):
@@ -453,7 +471,8 @@ def draw_theorem(study: Study, verdicts: list[Verdict]) -> Figure:
     left.axvline(1, color="black", linewidth=1, linestyle=(0, (4, 2)))
     right.axvline(0, color="black", linewidth=0.8)
     left.set_yticks(places, [_name(v.cell, v.share) for v in rows])
-    left.tick_params(axis="y", length=0)
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
     left.set(xscale="log", xlabel=r"limiting regret / bound $\mu L\sigma^2/(2m)$", ylim=(places[-1] + 0.7, -1.8))
     right.set_xscale("symlog", linthresh=1)
     low, high = right.get_xlim()
@@ -462,13 +481,11 @@ def draw_theorem(study: Study, verdicts: list[Verdict]) -> Figure:
     right.set_xticks(ticks, [f"{t:g}" for t in ticks])
     for setting, rule in blocks:
         first = min(p for p, v in zip(places, rows, strict=True) if (v.cell.setting, v.rule) == (setting, rule))
-        words = ", ".join([f"rule {rule}", *(f"{k} = {t}" for k, t in zip(study.swept, setting, strict=True))])
+        words = ", ".join([f"rule {rule}", *_setting(study, setting)])
         left.annotate(
-            words, (0, first - 0.95), xycoords=("axes fraction", "data"), va="center", fontsize=9, fontweight="bold"
+            words, (0.01, first - 0.95), xycoords=("axes fraction", "data"), va="center", fontsize=9, fontweight="bold"
         )
-    figure.suptitle(
-        f"{_title(study, ())} {assumptions(study)[1]}".replace(" $m$", ": $m$", 1), fontsize=10, linespacing=1.5
-    )
+    figure.suptitle(f"{_study(study)}: {assumptions(study)[1]}", fontsize=10, linespacing=1.5)
     marks = [
         Line2D([], [], color=BEFORE, marker="o", markersize=5, label="before combining"),
         Line2D([], [], color=AFTER, marker="x", markersize=5, label="after"),
@@ -495,8 +512,9 @@ def _panels(number: int, height: float = 2.1, legend: float = 0.9) -> tuple[Figu
     for axes in panels[number:]:
         axes.set_axis_off()
     for place, axes in enumerate(panels[:number]):
-        axes.xaxis.set_tick_params(labelbottom=place + wide >= number)
-        if place + wide >= number:
+        last = place >= wide * (high - 1)
+        axes.xaxis.set_tick_params(labelbottom=last)
+        if last:
             axes.set_xlabel("iteration")
     return figure, panels[:number]
 
@@ -513,7 +531,7 @@ def draw_regret(study: Study, setting: tuple[str, ...], rule: str) -> Figure:
         ):  # fmt: skip
             axes.plot(study.iteration, np.mean([getattr(s, when).mean(axis=1) for s in samples], axis=0), **look)
         agents = _by_agent(samples, "after", study.agents)
-        axes.fill_between(study.iteration, agents.min(axis=1), agents.max(axis=1), color=RANGE, alpha=0.13, linewidth=0)
+        axes.fill_between(study.iteration, agents.min(axis=1), agents.max(axis=1), color=AFTER, alpha=0.13, linewidth=0)
         if ALONE in study.rules and rule != ALONE:
             alone = np.mean([s.after.mean(axis=1) for s in study.samples[cell, ALONE]], axis=0)
             axes.plot(
@@ -589,9 +607,9 @@ def draw_groups(study: Study, setting: tuple[str, ...]) -> Figure | None:
     figure = Figure(figsize=(max(6.5, 0.8 + 2.6 * len(keys)), 6.6), layout="constrained")
     grid = figure.subplots(3, len(keys), sharex=True, sharey=True, squeeze=False)
     names = (
-        ("information", "normalised mutual\ninformation with the groups"),
-        ("precision", "precision:\nheeded who share the task"),
-        ("recall", "recall:\nof those who share it, heeded"),
+        ("information", "mutual information\nwith the groups"),
+        ("precision", "precision of\n'shares my task'"),
+        ("recall", "recall of\n'shares my task'"),
     )
     for row, (name, label) in zip(grid, names, strict=True):
         row[0].set_ylabel(label, fontsize=9)
@@ -602,13 +620,14 @@ def draw_groups(study: Study, setting: tuple[str, ...]) -> Figure | None:
                     warnings.filterwarnings("ignore", message="Mean of empty slice")
                     axes.plot(study.weight_iteration, np.nanmean(found, axis=0), **style.line)
     for axes, cell in zip(grid[0], keys, strict=True):
+        axes.axhline(np.mean([g.alone for g in study.groups[cell, rules[0]]]), **ONE_EACH)
         axes.set_title(_name(cell, agents=study.agents) + " Byzantine" * bool(cell.attackers), fontsize=9.5)
     for axes in grid[-1]:
         axes.set_xlabel("iteration")
     grid[0, 0].set(ylim=(-0.04, 1.04))
-    lines = [Line2D([], [], **style.line) for style in styles(rules).values()]
-    title = "heeded: a weight of at least half an equal share; mean of the runs, where anyone is heeded"
-    figure.legend(handles=lines, title=title, loc="outside lower center", ncols=min(5, len(lines)))
+    lines = [Line2D([], [], **style.line) for style in styles(rules).values()] + [Line2D([], [], **ONE_EACH)]
+    title = "shares my task: has at least half of an equal share of the weight; mean of the runs"
+    figure.legend(handles=lines, title=title, loc="outside lower center", ncols=3)
     figure.suptitle(f"{_title(study, setting)}: learned weights and the true groups", fontsize=10)
     return figure
 
