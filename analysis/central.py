@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from resilience import MEASURES
 from results import Result, ResultError, command, read, save, styles
 from weights import BYZANTINE_ROW, LARGEST, Learned, draw_matrix, image, learned, mean_share
@@ -67,15 +68,14 @@ def draw_errors(axes: Axes, result: Result, rules: list[str]) -> None:
         mean = values[()][:, result.normal].mean(axis=1)
         axes.plot(scale[()], 1 - mean if name.of_accuracy else mean, **style.line)
     unit = "epoch" if name.dataset.startswith("test_") else "iteration"
-    axes.set(yscale="log", xlabel=unit, ylabel=f"{name.label}, mean of the normal agents", title="(c) how well")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.52), ncols=2, fontsize=8.5)
+    axes.set(yscale="log", xlabel=unit, ylabel=name.label, title="(c) mean of the normal agents")
 
 
 def draw(result: Result, rule: str, found: Learned, correlation: np.ndarray) -> Figure:
     """Weights, relationships and errors."""
     order = np.lexsort((np.arange(result.agents), result.byzantine, result.group))
     colours = ListedColormap(colormaps["viridis_r"](np.linspace(0.08, 1, 256)))
-    figure = Figure(figsize=(13.5, 4.7), layout="constrained")
+    figure = Figure(figsize=(13.5, 4.5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     title = f"(a) learned weights: {styles([rule])[rule].label}"
     draw_matrix(left, result, order, image(result, found.weight, order, colours), title)
@@ -84,12 +84,14 @@ def draw(result: Result, rule: str, found: Learned, correlation: np.ndarray) -> 
     )
     left.set_ylabel("target agent k")
     middle.set(xlabel="agent l", ylabel="agent k")
-    figure.colorbar(ScalarMappable(cmap=colours), ax=left, label="weight $a_{lk}$", location="bottom", shrink=0.8)
+    figure.colorbar(ScalarMappable(cmap=colours), ax=left, label="weight $a_{lk}$", shrink=0.8)
     figure.colorbar(
-        ScalarMappable(Normalize(-1, 1), colormaps["RdBu"]), ax=middle, location="bottom", shrink=0.8,
+        ScalarMappable(Normalize(-1, 1), colormaps["RdBu"]), ax=middle, shrink=0.8,
         label=r"correlation $\Omega_{kl} / \sqrt{\Omega_{kk}\Omega_{ll}}$",
     )  # fmt: skip
     draw_errors(right, result, list(result.rules))
+    lines = [Line2D([], [], **style.line) for style in styles(result.rules).values()]
+    figure.legend(handles=lines, loc="outside lower right", ncols=min(6, len(lines)))
     return figure
 
 

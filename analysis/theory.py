@@ -54,7 +54,13 @@ LEVELS = ("no", "some", "all")
 WIDE = 4
 """Panels beside one another."""
 BEFORE, AFTER = "#d55e00", "#0072b2"
-ONE_EACH = dict(color="black", linewidth=0.9, linestyle=(0, (1, 2)), label="everyone a group of its own")
+BOUNDS = {
+    "alone": dict(color="black", linewidth=0.9, linestyle=(0, (1, 2)), label="everyone a group of its own"),
+    "best": dict(
+        color="black", linewidth=0.9, linestyle=(0, (5, 3)), label="true groups, as far as the graph links them"
+    ),
+}
+"""What mutual information is drawn beside."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,8 @@ class Groups:
     recall: np.ndarray
     alone: float
     """Information of groups of one agent each."""
+    best: float
+    """Information of the true groups as far as the graph links them."""
 
 
 @dataclass
@@ -285,7 +293,9 @@ def tell_groups(result: Result, weight: np.ndarray) -> Groups:
         recall = right / mates if mates else np.full(len(weight), np.nan)
     truth = result.group[result.normal]
     found = [normalised_information(found_groups(result, row), truth) for row in chosen]
-    return Groups(np.array(found), precision, recall, normalised_information(np.arange(len(truth)), truth))
+    alone = normalised_information(np.arange(len(truth)), truth)
+    best = normalised_information(found_groups(result, mate & ~result.byzantine[target]), truth)
+    return Groups(np.array(found), precision, recall, alone, best)
 
 
 def found_groups(result: Result, chosen: np.ndarray) -> np.ndarray:
@@ -505,8 +515,8 @@ def _bars(found: Estimate, scale: float) -> float | None:
 
 def _panels(number: int, height: float = 2.1, legend: float = 0.9) -> tuple[Figure, np.ndarray]:
     """A figure and as many panels, WIDE in a row."""
-    wide = min(WIDE, number)
-    high = -(-number // wide)
+    high = -(-number // WIDE)
+    wide = -(-number // high)
     figure = Figure(figsize=(max(6.5, 0.6 + 2.7 * wide), legend + height * high), layout="constrained")
     panels = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).ravel()
     for axes in panels[number:]:
@@ -620,12 +630,15 @@ def draw_groups(study: Study, setting: tuple[str, ...]) -> Figure | None:
                     warnings.filterwarnings("ignore", message="Mean of empty slice")
                     axes.plot(study.weight_iteration, np.nanmean(found, axis=0), **style.line)
     for axes, cell in zip(grid[0], keys, strict=True):
-        axes.axhline(np.mean([g.alone for g in study.groups[cell, rules[0]]]), **ONE_EACH)
+        for name, look in BOUNDS.items():
+            axes.axhline(np.mean([getattr(g, name) for g in study.groups[cell, rules[0]]]), **look)
         axes.set_title(_name(cell, agents=study.agents) + " Byzantine" * bool(cell.attackers), fontsize=9.5)
     for axes in grid[-1]:
         axes.set_xlabel("iteration")
     grid[0, 0].set(ylim=(-0.04, 1.04))
-    lines = [Line2D([], [], **style.line) for style in styles(rules).values()] + [Line2D([], [], **ONE_EACH)]
+    lines = [Line2D([], [], **style.line) for style in styles(rules).values()] + [
+        Line2D([], [], **look) for look in BOUNDS.values()
+    ]
     title = "shares my task: has at least half of an equal share of the weight; mean of the runs"
     figure.legend(handles=lines, title=title, loc="outside lower center", ncols=3)
     figure.suptitle(f"{_title(study, setting)}: learned weights and the true groups", fontsize=10)
@@ -676,10 +689,12 @@ def draw_cost(parts: tuple[list[Cost], list[Cost]]) -> Figure:
             fixed, each = line(cost.x, cost.seconds)
             across = np.geomspace(cost.x[0], cost.x[-1], 100)
             axes.plot(across, 1e6 * (fixed + each * across), color=colour, linewidth=1.2)
-            label = f"{cost.label}: {1e6 * fixed:.2g} us + {1e9 * each:.2g} ns each (log-log slope {cost.slope:.2f})"
+            label = f"{cost.label}: {1e6 * fixed:.3g} us + {1e9 * each:.3g} ns each (log-log slope {cost.slope:.2f})"
             axes.plot(cost.x, 1e6 * cost.seconds, "o", color=colour, markersize=4.5, label=label)
         axes.set(xscale="log", yscale="log", xlabel=name)
         if found:
+            seconds = np.log10([1e6 * value for cost in found for value in (cost.seconds.min(), cost.seconds.max())])
+            axes.set_ylim(10 ** np.floor(seconds.min()), 10 ** np.ceil(seconds.max()))
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5)
     figure.axes[0].set_ylabel("judging and combining,\nus an agent and iteration")
     return figure
