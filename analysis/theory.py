@@ -653,11 +653,6 @@ class Cost:
     x: np.ndarray
     seconds: np.ndarray
 
-    @property
-    def slope(self) -> float:
-        """Of the line through their logarithms."""
-        return float(np.polyfit(np.log(self.x), np.log(self.seconds), 1)[0])
-
 
 def costs(report: dict) -> tuple[list[Cost], list[Cost]]:
     """Along abs(N_k) for each model size, and along P; ResultError where `bench scale` measured neither."""
@@ -689,7 +684,8 @@ def draw_cost(parts: tuple[list[Cost], list[Cost]]) -> Figure:
             fixed, each = line(cost.x, cost.seconds)
             across = np.geomspace(cost.x[0], cost.x[-1], 100)
             axes.plot(across, 1e6 * (fixed + each * across), color=colour, linewidth=1.2)
-            label = f"{cost.label}: {1e6 * fixed:.3g} us + {1e9 * each:.3g} ns each (log-log slope {cost.slope:.2f})"
+            error = np.abs((fixed + each * cost.x) / cost.seconds - 1).max()
+            label = f"{cost.label}: {1e6 * fixed:.3g} us + {1e9 * each:.3g} ns each, within {error:.0%}"
             axes.plot(cost.x, 1e6 * cost.seconds, "o", color=colour, markersize=4.5, label=label)
         axes.set(xscale="log", yscale="log", xlabel=name)
         if found:
