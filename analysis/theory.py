@@ -368,11 +368,18 @@ class Verdict:
         return not self.change.is_positive(ROUNDING * abs(self.before.mean))
 
     @property
+    def holds(self) -> bool:
+        """Both, within the Monte Carlo error."""
+        return self.is_bounded and self.never_worse
+
+    @property
     def words(self) -> str:
-        """In a few words."""
+        """In a few words; a regret above the bound whose error is as large decides nothing."""
         if math.isnan(self.change.error):
             return "one run: no Monte Carlo error"
-        if self.is_bounded and self.never_worse:
+        if self.holds and self.excess.mean > 0:
+            return f"undecided: {self.runs} runs are too few"
+        if self.holds:
             return "holds" + (f", though {self.doubts[0]}" if self.doubts else "")
         return f"fails: {'; '.join(self.doubts) or f'{self.averaged:.0f} losses do not tell the risk'}"
 
@@ -473,10 +480,9 @@ def draw_theorem(study: Study, verdicts: list[Verdict]) -> Figure:
             right.errorbar(
                 v.change.mean / scale, place, xerr=_bars(v.change, scale), color=colour, marker="o", markersize=4
             )
-        good = v.is_bounded and v.never_worse
         right.annotate(
             v.words, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5,
-            color="#202020" if good else BYZANTINE_COLOUR, annotation_clip=False,
+            color="#202020" if v.holds else BYZANTINE_COLOUR, annotation_clip=False,
         )  # fmt: skip
     left.axvline(1, color="black", linewidth=1, linestyle=(0, (4, 2)))
     right.axvline(0, color="black", linewidth=0.8)
@@ -550,11 +556,10 @@ def draw_regret(study: Study, setting: tuple[str, ...], rule: str) -> Figure:
             usual.append(alone)
         axes.axhline(v.bound, color="black", linewidth=1, linestyle=(0, (4, 2)))
         usual += [np.array([v.bound]), agents[np.isfinite(agents)]]
-        good = v.is_bounded and v.never_worse
         axes.set_title(_name(cell, v.share), fontsize=9.5)
         axes.annotate(
             v.words.replace(", though", ",\nthough").replace(": ", ":\n"), (0.97, 0.95), xycoords="axes fraction",
-            ha="right", va="top", fontsize=8, color="#202020" if good else BYZANTINE_COLOUR,
+            ha="right", va="top", fontsize=8, color="#202020" if v.holds else BYZANTINE_COLOUR,
             bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1.5), zorder=8,
         )  # fmt: skip
     values = np.concatenate([np.ravel(u) for u in usual])
