@@ -29,7 +29,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from results import Result, ResultError, command, read, save, styles
+from results import Result, ResultError, command, index, read, save, styles
 
 NO_ATTACK, ALONE, BOUND = "none", "none", "oracle"
 """The attack and the rule that others are compared with, and the rule that knows who is normal."""
@@ -37,8 +37,6 @@ CLIP = 100.0
 """Ratio at which colours and scores end."""
 LAST = 0.2
 """Share of the run whose records count."""
-FIXED = ("seed", "byzantine.count", "byzantine.attack")
-FOLLOWING = ("file", "state", "seconds", "message")
 COLOURS = LinearSegmentedColormap.from_list(
     "resilience", ["#00543c", "#3f9c76", "#b5dcc8", "#fbfbf8", "#f4c1b4", "#d7543f", "#7d0a16"]
 )
@@ -117,7 +115,7 @@ class Sweep:
 
 def load(folder: Path, measure: str | None) -> Sweep:
     """Read the cells of a sweep that are done; ResultError where there is none or a file is not as the index says."""
-    rows, swept = _index(folder)
+    rows, swept = index(folder)
     states = Counter(row["state"] for row in rows if row["state"] != "done")
     done = [row for row in rows if row["state"] == "done"]
     words = ", ".join(f"{number} {state}" for state, number in states.items())
@@ -140,20 +138,6 @@ def load(folder: Path, measure: str | None) -> Sweep:
         raise ResultError(f"{folder}: has no rule but {ALONE}")
     left_out = f"{len(rows) - len(done)} of {len(rows)} cells are not done: {words}" if states else ""
     return Sweep(study, agents, swept, MEASURES[measure], rules, cells, left_out, stand_in)
-
-
-def _index(folder: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
-    """Rows of the index, and what is swept besides seed, attackers and attack."""
-    path = folder / "index.csv"
-    if not path.is_file():
-        raise ResultError(f"{folder}: is not the folder of a sweep: it has no index.csv")
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        rows, names = list(reader), tuple(reader.fieldnames or ())
-    missing = [name for name in (*FIXED, "file", "state") if name not in names]
-    if missing or not rows:
-        raise ResultError(f"{path}: is not the index of a sweep: it has no {missing[0] if missing else 'cell'}")
-    return rows, tuple(name for name in names if name not in (*FIXED, *FOLLOWING))
 
 
 def _truest(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -20,6 +21,9 @@ from matplotlib.figure import Figure
 
 SCHEMA = "mpi-resmtl/1"
 USER_ERROR = 2
+_FIXED = ("seed", "byzantine.count", "byzantine.attack")
+_FOLLOWING = ("file", "state", "seconds", "message")
+"""Columns that the index of any sweep has, before and after those of what else is swept."""
 
 
 class ResultError(ValueError):
@@ -147,6 +151,20 @@ def _is_unfinished(result: Result, rule: str) -> bool:
     found = result.file[f"rule/{rule}"]
     late = [found[name][-1] for name in ("seconds", "loss") if name in found]
     return bool(late) and all(np.isnan(values).all() for values in late)
+
+
+def index(folder: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """Rows of the index of a sweep's folder, and what is swept besides seed, attackers and attack; or ResultError."""
+    path = folder / "index.csv"
+    if not path.is_file():
+        raise ResultError(f"{folder}: is not the folder of a sweep: it has no index.csv")
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        rows, names = list(reader), tuple(reader.fieldnames or ())
+    missing = [name for name in (*_FIXED, "file", "state") if name not in names]
+    if missing or not rows:
+        raise ResultError(f"{path}: is not the index of a sweep: it has no {missing[0] if missing else 'cell'}")
+    return rows, tuple(name for name in names if name not in (*_FIXED, *_FOLLOWING))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import h5py
 import numpy as np
@@ -25,6 +27,19 @@ def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     """`python analysis/NAME.py arguments`."""
     command = [sys.executable, ANALYSIS / f"{name}.py", *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+
+
+def load(name: str) -> ModuleType:
+    """A script as a module; what it imports from its folder must not be mistaken for the tests' modules."""
+    ours = sys.modules.pop("results", None)
+    sys.path.insert(0, str(ANALYSIS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ANALYSIS))
+        sys.modules.pop("results", None)
+        if ours is not None:
+            sys.modules["results"] = ours
 
 
 def assert_drawn(path: Path) -> None:

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import networkx
 import numpy as np
 import pytest
+from test_figures import ANALYSIS, load
 
 from mpi_resmtl.graph import sorted_edges
 from mpi_resmtl.partition import partition, shares
 
 image = pytest.importorskip("matplotlib.image")
 
-ANALYSIS = Path(__file__).parents[1] / "analysis"
-
-
-def load_scaling() -> ModuleType:
-    """The script as a module; what it imports from its folder must not be mistaken for the tests' modules."""
-    names = ("results", "figure1")
-    ours = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(ANALYSIS))
-    try:
-        return importlib.import_module("scaling")
-    finally:
-        sys.path.remove(str(ANALYSIS))
-        for name in names:
-            sys.modules.pop(name, None)
-        sys.modules.update(ours)
-
-
-scaling = load_scaling()
+scaling = load("scaling")
 
 MACHINE = scaling.Machine(
     cores=2,

@@ -12,6 +12,7 @@ from mpi_resmtl.errors import UserError
 from mpi_resmtl.graph import Graph
 from mpi_resmtl.streams import Stream, block_length, generator
 from mpi_resmtl.tasks import TASKS, Scene, Size
+from mpi_resmtl.tasks.linear_regression import Constants
 from mpi_resmtl.tasks.location import Judge, LocationTask, LossPosition, Noise, direction_to
 
 Interval = Annotated[list[Annotated[float, Ge(0)]], Len(2, 2)]
@@ -129,3 +130,33 @@ def _noise(parameters: Parameters, seed: int, own: slice) -> Noise:
     direction = random.uniform(*parameters.direction_noise, parameters.agents)
     direction[random.choice(parameters.agents, parameters.noisy_agents, replace=False)] = parameters.noisy_direction
     return Noise(direction[own], distance[own], parameters.noise == "scalar")
+
+
+def noise_of(parameters: Parameters, seed: int) -> Noise:
+    """The measurements' noise of every agent of a study."""
+    return _noise(parameters, seed, slice(None))
+
+
+def constants_of(parameters: Parameters, seed: int) -> Constants:
+    """What the paper assumes of every agent's risk r(m) = E (d + x.u - m.u)^2 / 2, which `adapt` does not descend.
+
+    u ~ N(e, C), norm(e) = 1, has M = E uu' = ee' + C, so r has the Hessian M: m is at most the noise across e. The
+    stochastic gradient -u ((w - m).u + v_d) has noise of covariance N(w - m) + s_d^2 M with
+    trace N(a) = a'(M tr M + M^2 - 2ee')a, since E norm(u)^2 uu' = M tr M + 2M^2 - 2ee' (Isserlis); c is the greatest
+    ratio of that to norm(Ma)^2, infinite where M is singular.
+    """
+    scene, noise = TargetLocalization.scene(parameters, seed), noise_of(parameters, seed)
+    e = direction_to(scene.target, scene.position)
+    shape = np.ones((2, 2)) if noise.scalar else np.eye(2)
+    outer = e[:, :, None] * e[:, None, :]
+    hessian = outer + (noise.direction**2)[:, None, None] * shape
+    eigenvalues, vectors = np.linalg.eigh(hessian)
+    trace = eigenvalues.sum(axis=1)
+    spread = hessian * trace[:, None, None] + hessian @ hessian - 2 * outer
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = (vectors / eigenvalues[:, None, :]) @ vectors.swapaxes(1, 2)
+        relative = inverse @ spread @ inverse
+    singular = ~np.isfinite(relative).all(axis=(1, 2))
+    relative[singular] = 0.0
+    c = np.where(singular, np.inf, np.linalg.eigvalsh(relative)[:, -1])
+    return Constants(np.maximum(eigenvalues[:, 0], 0.0), eigenvalues[:, 1], noise.distance**2 * trace, c)
