@@ -33,6 +33,8 @@ SHORTER = {
     "run fig1": {"iterations": 50},
     "run fig2": {"epochs": 1, "task.data": "stand-in"},
     "run fig3-4": DIGITS | {"task.data": "stand-in"},
+    "sweep theory-regression": {"seed": "0,1,2", "iterations": 60, "byzantine.count": "0,5"},
+    "run regression-groups": {"iterations": 40},
     "sweep arena-localisation": {
         "iterations": 20,
         "rules": "none,loss,median",
@@ -46,7 +48,8 @@ OPTIONS = {
     "bench rules": ["--parameters", "100", "--repeats", "1"],
     "bench exchange": ["--bytes", "16", "--repeats", "1"],
     "bench record": ["--megabytes", "1", "--repeats", "1"],
-    "bench scale": ["--repeats", "1", "--agents", "100", "--edges", "100,200", "--study", "target-localization"],
+    "bench scale --json": ["--repeats", "1", "--agents", "100", "--edges", "100,200", "--study", "target-localization"],
+    "bench scale --sweep": ["--repeats", "1"],
 }
 SHIM = """#!{python}
 import os, sys
@@ -103,7 +106,7 @@ def test_every_command_of_readme_runs_as_it_is_written(copy: Path):
     for name in re.findall(r"-o (\S+\.html)", README):
         assert (copy / name).stat().st_size > 10_000
     drawn = {path.name for path in (copy / "figures").glob("*.png")}
-    assert {"figure2.png", "figure3.png", "figure4.png", "ranking.png"} <= drawn
+    assert {"figure2.png", "figure3.png", "figure4.png", "ranking.png", "theorem1.png", "cost.png"} <= drawn
 
 
 def _quoted(text: str) -> str:
