@@ -86,15 +86,31 @@ class Judge:
         held, value = self.held[tile.edges], self._value(tile, messages)
         if self._kind in ("loss", "distance", "fresh"):
             return accumulate(held, value, self._nu, usable)
+        if self._kind == "median":
+            return self._in_window(tile, held, value, usable)
         if usable is not None or not np.isfinite(value.sum()):
             usable = np.isfinite(value) & (True if usable is None else usable)
             value = np.where(usable, value, held)
-        if self._kind == "median":
-            self._window[self._moment.iteration % len(self._window), tile.edges] = value
-            seen = self._window[: self._moment.iteration + 1, tile.edges]
-            held[:] = np.median(seen, axis=0)
-        else:
-            held[:] = value
+        held[:] = value
+        return usable
+
+    def _in_window(
+        self, tile: Neighbourhoods, held: np.ndarray, value: np.ndarray, usable: np.ndarray | None
+    ) -> np.ndarray:
+        """held <- the median of the values in the window, of messages that came; -> which are usable.
+
+        A median does not see one value among many, so a message whose own value is above all that the victim's own
+        messages had in the window is not usable.
+        """
+        usable = np.isfinite(value) & (True if usable is None else usable)
+        self._window[self._moment.iteration % len(self._window), tile.edges] = np.where(usable, value, np.nan)
+        seen = np.sort(self._window[: self._moment.iteration + 1, tile.edges], axis=0)
+        count, edge = np.count_nonzero(~np.isnan(seen), axis=0), np.arange(seen.shape[1])
+        middle = 0.5 * seen[(count - 1) // 2, edge] + 0.5 * seen[count // 2, edge]
+        np.copyto(held, middle, where=count > 0)
+        worst = seen[count[tile.own] - 1, tile.own]
+        usable &= value <= tile.spread(worst)
+        usable[tile.own] = True
         return usable
 
     def _value(self, tile: Neighbourhoods, messages: np.ndarray) -> np.ndarray:

@@ -25,7 +25,8 @@ Judgement = Literal["loss", "distance", "fresh", "sample", "recent", "median"]
 """What is held against a message, a number an edge:
 loss: moving average phi_lk of its loss on the present sample; distance: D_lk of its squared distance from the anchor;
 fresh: phi_lk of its loss on a sample that nobody trained on; sample: its loss on the present sample alone; recent: the
-mean loss of the present message on the agent's last samples; median: the median of its losses on the last samples.
+mean loss of the present message on the agent's last samples; median: the median of the neighbour's losses in the last
+iterations, where a message of more loss than any of one's own in them is taken for missing.
 """
 
 Mixing = Literal["", "nnm", "bucketing"]

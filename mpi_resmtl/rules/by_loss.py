@@ -134,7 +134,9 @@ class LossRobust:
 def loss_robust(heard: Heard, options: LossRobust) -> tuple[np.ndarray, np.ndarray]:
     """a_lk = min(cap, a'_lk), the rest to oneself; a'_lk as in `loss` (eq. 10) on the median of L_lk over a window.
 
-    One message of very low loss, or one sample on which it is low, cannot take over. Ours. n P, and n losses.
+    One message of very low loss, or one sample on which it is low, cannot take over. As a median does not see one loss
+    that is huge either, a'_lk = 0 also where the present L_lk is above every L_kk in the window; what did not come has
+    no loss there. Ours. n P + n w log w, and n losses.
     """
     rows = np.arange(len(heard.own))
     share = 1.0 / np.maximum(heard.judged, _SMALLEST)

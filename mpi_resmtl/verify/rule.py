@@ -281,11 +281,11 @@ class RuleOfFile:
         return self._diverged().repeat(self._run.size[self._run.normal])
 
     def _may_be_lost(self) -> np.ndarray:
-        """(F,) edges whose message a run can have lost: of attackers, of agents whose models are, or by a deadline."""
+        """(F,) edges whose message may be lost: of attackers or lost models, by a deadline or by its present loss."""
         run = self._run
         lost = run.from_byzantine.copy()
         lost |= np.isin(run.source, run.normal[self._diverged()])
-        if run.tables.get("exchange", {}).get("deadline"):
+        if self._rule.judged_by == "median" or run.tables.get("exchange", {}).get("deadline"):
             lost |= run.source != run.hearer
         return lost
 
