@@ -104,8 +104,10 @@ def test_what_a_run_of_a_recorded_stream_wrote_is_right_wherever_the_stream_is_n
 
 
 STOPPING = """
-import os, signal, sys, mpi_resmtl.exchange as exchange
+import os, signal, sys
 from mpi4py import MPI
+from mpi_resmtl import exchange, signals
+signals._MOST_ITERATIONS = 1
 calls, finish = 0, exchange.Exchange.finish
 def stopping(self):
     global calls
