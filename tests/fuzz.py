@@ -157,8 +157,8 @@ def rearranged(path: Path, rng: Random) -> None:
         names = _everything(file)
         for _ in range(rng.choice((1, 1, 2, 4))):
             if rng.random() < 0.25:
-                owner = file if rng.random() < 0.7 else file[rng.choice(names)]
-                _change_attribute(owner, rng)
+                name = rng.choice(names)
+                _change_attribute(file[name] if rng.random() < 0.3 and name in file else file, rng)
                 continue
             name = rng.choice(names)
             if name in file:
