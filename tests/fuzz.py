@@ -1,6 +1,6 @@
 """Mutated inputs for everything that reads what others wrote: each runs, or is refused in one clear line.
 
-    python tests/fuzz.py --count 10000 [--only stream,config] [--seed 0] [--jobs 2] [--keep DIR]
+    python tests/fuzz.py --count 10000 [--only stream,config] [--also stream:7] [--seed 0] [--jobs 2] [--keep DIR]
     python tests/fuzz.py --only stream --index 1234 --keep DIR
 
 A case is a kind of input and a number, which set all that is done to a small valid input: bits flipped, bytes cut off
@@ -157,12 +157,20 @@ def rearranged(path: Path, rng: Random) -> None:
         names = _everything(file)
         for _ in range(rng.choice((1, 1, 2, 4))):
             if rng.random() < 0.25:
-                name = rng.choice(names)
-                _change_attribute(file[name] if rng.random() < 0.3 and name in file else file, rng)
+                owner = _object(file, rng.choice(names)) if rng.random() < 0.3 else None
+                _change_attribute(file if owner is None else owner, rng)
                 continue
             name = rng.choice(names)
-            if name in file:
-                _change_object(file, name, rng)
+            item = _object(file, name)
+            if item is not None:
+                _change_object(file, name, item, rng)
+
+
+def _object(file: h5py.File, name: str) -> h5py.HLObject | None:
+    """None where an earlier change has left nothing of that name."""
+    with suppress(KeyError, OSError, RuntimeError):
+        return file[name]
+    return None
 
 
 def _change_attribute(owner: h5py.HLObject, rng: Random) -> None:
@@ -176,8 +184,8 @@ def _change_attribute(owner: h5py.HLObject, rng: Random) -> None:
         owner.attrs[name] = rng.choice(values)
 
 
-def _change_object(file: h5py.File, name: str, rng: Random) -> None:
-    item, way = file[name], rng.randrange(14)
+def _change_object(file: h5py.File, name: str, item: h5py.HLObject, rng: Random) -> None:
+    way = rng.randrange(14)
     if isinstance(item, h5py.Group):
         del file[name]
         if way < 5:
@@ -888,6 +896,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(KINDS), help="kinds, with commas between them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--index", type=int, help="one case alone, and what it says")
+    parser.add_argument("--also", default="", help="cases besides: kind:index, with commas between them")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where inputs of cases that fail are kept")
     asked = parser.parse_args()
@@ -904,8 +913,10 @@ def main() -> int:
             print(outcome.said, end="")
             print(f"status {outcome.status}, {outcome.seconds:.2f} s: {outcome.wrong or 'as it should'}")
             return 1 if outcome.wrong else 0
-        found = _workers(valid, list(cases(asked.count, only)), asked.seed, asked.keep, asked.jobs)
-    for name in only:
+        also = [(name, int(index)) for name, index in (word.split(":") for word in asked.also.split(",") if word)]
+        wanted = list(dict.fromkeys([*cases(asked.count, only), *also]))
+        found = _workers(valid, wanted, asked.seed, asked.keep, asked.jobs)
+    for name in dict.fromkeys(outcome.kind for outcome in found):
         own = [outcome for outcome in found if outcome.kind == name]
         counts = Counter("failed" if o.wrong else "ran" if o.status == 0 else "refused" for o in own)
         told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
