@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -460,21 +461,20 @@ def test_a_stage_begins_where_a_run_goes_on_with_another_number_of_ranks():
     assert stages(at, rules, 5) == [*first, {"rule": "loss", "iteration": 30, "ranks": 5}]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("rule/none/loss", {"shape": (60, 100), "dtype": "f4"}),
-        ("rule/loss/loss", {"shape": (0, 100)}),
-        ("rule/loss/msd", {"shape": (1, 1, 1)}),
-        ("rule/none/weight", {"compression": "gzip"}),
-        ("rank", {"shape": (7,), "dtype": "i8"}),
-    ],
-)
-def test_what_was_recorded_is_not_gone_on_with_where_it_is_laid_out_otherwise(saved: Path, name: str, options: dict):
-    part = saved.with_name("run.h5.part")
-    with h5py.File(part, "r+") as file:
-        kept = {"shape": file[name].shape, "dtype": file[name].dtype, "chunks": file[name].chunks}
-        del file[name]
-        file.create_dataset(name, **((kept if "compression" in options else {}) | options))
-    for ranks in (1, 2):
-        refused(mpirun(ranks, *SHORT, "--resume", "--output", saved), "run.h5.part", f"/{name}")
+def test_what_was_recorded_is_not_gone_on_with_where_it_is_laid_out_otherwise(saved: Path, tmp_path: Path):
+    others = [
+        (1, "rule/none/loss", {"dtype": "f4"}),
+        (2, "rule/loss/msd", {"shape": (1, 1, 1), "chunks": None}),
+        (3, "rule/none/weight", {"compression": "gzip"}),
+        (1, "graph/edge", {"shape": (3, 2)}),
+    ]
+    for number, (ranks, name, options) in enumerate(others):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for path in saved.parent.glob("run.h5.*"):
+            shutil.copy(path, folder)
+        with h5py.File(folder / "run.h5.part", "r+") as file:
+            kept = {"shape": file[name].shape, "dtype": file[name].dtype, "chunks": file[name].chunks}
+            del file[name]
+            file.create_dataset(name, **(kept | options))
+        refused(mpirun(ranks, *SHORT, "--resume", "--output", folder / "run.h5"), "run.h5.part", f"/{name}")
