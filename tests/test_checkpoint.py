@@ -461,6 +461,15 @@ def test_a_stage_begins_where_a_run_goes_on_with_another_number_of_ranks():
     assert stages(at, rules, 5) == [*first, {"rule": "loss", "iteration": 30, "ranks": 5}]
 
 
+def test_what_a_run_left_that_was_killed_after_it_had_ended_is_removed(unbroken: Path, tmp_path: Path):
+    output = shutil.copy(unbroken, tmp_path / "run.h5")
+    for left in ("lock", "checkpoint", "checkpoint.before"):
+        (tmp_path / f"run.h5.{left}").touch()
+    done = alone(*SHORT, "--resume", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
+
+
 def test_what_was_recorded_is_not_gone_on_with_where_it_is_laid_out_otherwise(saved: Path, tmp_path: Path):
     others = [
         (1, "rule/none/loss", {"dtype": "f4"}),
