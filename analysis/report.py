@@ -22,6 +22,9 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 from results import BYZANTINE_COLOUR, GROUP_COLOURS, Result, ResultError, command, read, styles
 
+from mpi_resmtl.errors import UserError, printable
+from mpi_resmtl.verify import verify
+
 POINTS, AGENT_POINTS = 250, 60
 """Points of a curve of means, and of one agent's."""
 LAST = 100
@@ -52,7 +55,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(report.html)")
     asked = parser.parse_args()
     result = read(asked.run)
-    text = page(asked.run.stem, body(result), network(result))
+    try:
+        text = page(asked.run.stem, body(result), network(result))
+    except UserError as error:
+        raise ResultError(str(error)) from None
     try:
         asked.output.write_text(text)
     except OSError as error:
@@ -78,6 +84,7 @@ def body(result: Result) -> str:
         else "",
         section("Agents", table(*agents(result), sortable=True) + "<p class=note>Click a column to sort by it.</p>"),
         section("Time and traffic", plots([time(result)]) + table(*traffic(result))),
+        section("Checks", checks(result)),
         section("Configuration", f"<pre>{html.escape(result.file.attrs['config'])}</pre>"),
         section("Environment", environment(result)),
     ]
@@ -286,6 +293,15 @@ def traffic(result: Result) -> tuple[list[str], list[Row]]:
     heads = ["rank", *(f"{what}, {rule}" for rule in sent for what in ("messages", "bytes"))]
     ranks = len(next(iter(sent.values())))
     return heads, [[r, *(int(v) for values in sent.values() for v in values[r])] for r in range(ranks)]
+
+
+def checks(result: Result) -> str:
+    """What `mpi-resmtl verify` has looked at, or the first things wrong."""
+    verdict = verify(result.path)
+    if not verdict.problems:
+        return f"<p class='checked'>{html.escape(verdict.checked)}</p>"
+    lines = "".join(f"<li>{html.escape(printable(problem))}</li>" for problem in verdict.problems)
+    return f"<ul class='wrong'>{lines}{'<li>and more</li>' * verdict.more}</ul>"
 
 
 def environment(result: Result) -> str:

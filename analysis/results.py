@@ -19,6 +19,9 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+from mpi_resmtl import hdf5
+from mpi_resmtl.errors import UserError
+
 SCHEMA = "mpi-resmtl/1"
 USER_ERROR = 2
 _FIXED = ("seed", "byzantine.count", "byzantine.attack")
@@ -108,42 +111,65 @@ def read(path: Path) -> Result:
     if not path.is_file():
         raise ResultError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
+        hdf5.examine(path)
         file = h5py.File(path)
-    except PermissionError:
-        raise ResultError(f"{path}: cannot be read: permission denied") from None
-    except OSError:
-        raise ResultError(f"{path}: is not a whole HDF5 file (of another kind, cut short or still written)") from None
+    except (UserError, OSError) as error:
+        raise ResultError(str(error)) from None
     schema = file.attrs.get("schema")
     if schema is None:
         raise ResultError(f"{path}: is not a result file: it has no schema (wanted {SCHEMA!r})")
-    if schema != SCHEMA:
+    if hdf5.text(schema) != SCHEMA:
         raise ResultError(f"{path}: has schema {str(schema)!r}; this script reads {SCHEMA!r}")
-    missing = [name for name in ("config", "data", "rules") if name not in file.attrs]
+    told = {name: hdf5.text(file.attrs.get(name)) for name in ("config", "data", "rules")}
+    missing = [name for name, value in told.items() if value is None]
     if missing:
         raise ResultError(f"{path}: is damaged: it has no attribute {missing[0]!r}")
     try:
-        result = _result(path, file)
+        result = _result(path, file, told)
         unfinished = [rule for rule in result.rules if _is_unfinished(result, rule)]
-    except (KeyError, ValueError) as error:
+    except (UserError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ResultError(f"{path}: is damaged: {str(error.args[0]).splitlines()[0]}") from None
     if unfinished:
         raise ResultError(f"{path}: the run is not finished: nothing in the last iteration of {', '.join(unfinished)}")
     return result
 
 
-def _result(path: Path, file: h5py.File) -> Result:
-    position = file.get("graph/position")
+def _result(path: Path, file: h5py.File, told: dict[str, str]) -> Result:
+    """The run that a file tells of; UserError, or what the parsers raise, unless all in it has a fitting shape."""
+    edge = hdf5.dataset(file, path.name, "graph/edge", "iu", (None, 2))[()]
+    byzantine = hdf5.dataset(file, path.name, "graph/byzantine", "biu", (None,))[()].astype(bool)
+    n = len(byzantine)
+    if ((edge < 0) | (edge >= n)).any():
+        raise ValueError(f"/graph/edge leads to agents that are none of the {n}")
+    position = None
+    if "graph/position" in file:
+        position = hdf5.dataset(file, path.name, "graph/position", "fiu", (n, 2))[()]
+    rules = tuple(json.loads(told["rules"]))
+    for rule in rules:
+        for name in file[f"rule/{rule}"]:
+            shape = _shape(name, n, len(edge))
+            if 0 in hdf5.dataset(file, path.name, f"rule/{rule}/{name}", "fiu", shape).shape:
+                raise ValueError(f"/rule/{rule}/{name} is empty")
     return Result(
         path=path,
         file=file,
-        rules=tuple(json.loads(file.attrs["rules"])),
-        edge=file["graph/edge"][()],
-        byzantine=file["graph/byzantine"][()].astype(bool),
-        group=file["graph/group"][()],
-        position=None if position is None else position[()],
-        variant=tomllib.loads(file.attrs["config"])["task"].get("variant"),
-        stand_in=file.attrs["data"] == "stand-in",
+        rules=rules,
+        edge=edge,
+        byzantine=byzantine,
+        group=hdf5.dataset(file, path.name, "graph/group", "iu", (n,))[()],
+        position=position,
+        variant=tomllib.loads(told["config"])["task"].get("variant"),
+        stand_in=told["data"] == "stand-in",
     )
+
+
+def _shape(name: str, agents: int, edges: int) -> tuple:
+    """Shape of a dataset of a rule; None: any length."""
+    if name in ("weight", "share", "accumulated"):
+        return (None, edges)
+    others = {"seconds": (None, None, None), "traffic": (None, 2), "model": (None, agents, None)}
+    others |= {"model_final": (agents, None), "regret": (agents,), "descent": (agents,)}
+    return others.get(name, (None, agents))
 
 
 def _is_unfinished(result: Result, rule: str) -> bool:

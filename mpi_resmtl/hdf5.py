@@ -108,7 +108,7 @@ def dataset(file: h5py.File, name: str, path: str, kinds: str = "fiu", shape: tu
         len(actual) == len(shape) and all(w in (None, f) for w, f in zip(shape, actual, strict=True))
     )
     if not fits:
-        raise UserError(f"{what}, expected {_KINDS[kinds]} {_shown(shape)}")
+        raise UserError(f"{what}, expected {_KINDS[kinds]} {shown(shape)}")
     return found
 
 
@@ -171,8 +171,10 @@ def _regular(name: str | Path) -> Path:
     return path
 
 
-def _shown(shape: tuple) -> str:
-    return "(" + ", ".join("any" if length is None else str(length) for length in shape) + ")"
+def shown(shape: tuple) -> str:
+    """A shape as numpy shows it; None in it stands for any length."""
+    words = ["any" if length is None else str(length) for length in shape]
+    return f"({words[0]},)" if len(words) == 1 else f"({', '.join(words)})"
 
 
 def _first_line(error: Exception) -> str:

@@ -183,7 +183,10 @@ def start(output: Path, experiment: Experiment, overwrite: bool, resume: bool) -
     if resume and output.exists() and not (checkpoint.left(output) and recorder.temporary(output).exists()):
         differ = _differs(output, experiment)
         if not differ:
+            # A run that was killed once its file had its name has left what it locked and saved.
+            lock = _lock(output)
             checkpoint.remove(output)
+            unlock(output, lock)
             return Start(experiment, None, True, None, [f"{output} is finished already; nothing is left to resume"])
         if not overwrite:
             raise UserError(f"--resume: {output} is of another run: {differ}")

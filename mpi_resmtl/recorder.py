@@ -26,7 +26,7 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_resmtl
-from mpi_resmtl import loops
+from mpi_resmtl import hdf5, loops
 from mpi_resmtl.combining import Combiner, ServerCombiner
 from mpi_resmtl.errors import FileError, UserError
 from mpi_resmtl.exchange import Exchange, PartialExchange
@@ -204,85 +204,136 @@ def create(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held], abo
                 "stages": json.dumps(about.stages),
             }
         )
-        scales = {
-            "iteration": layout.kept(layout.measures_every),
-            "weight_iteration": layout.kept(layout.weights_every),
-            "part_iteration": layout.kept(layout.parts_every),
-            "agent": np.arange(layout.agents),
-            "edge": np.arange(layout.edges),
-            "rank": np.arange(layout.ranks),
-            "phase": np.array(PHASES, "S"),
-            "parameter": np.arange(layout.parameters),
-            "endpoint": np.array(["source", "target"], "S"),
-            "coordinate": np.array(["x", "y"], "S"),
-            "quantity": np.array(["messages", "bytes"], "S"),
-        }
-        if layout.epoch:
-            scales["epoch"] = np.arange(1, layout.iterations // layout.epoch + 1)
-        if layout.models_every:
-            scales["model_iteration"] = layout.kept(layout.models_every)
-        for name, values in scales.items():
-            if len(values) == 0:
-                continue
+        for name, values in _scales(layout).items():
             file.create_dataset(name, data=values).make_scale(name)
-
-        per_rank = -(-layout.agents // layout.ranks)
-        edges_per_rank = -(-layout.edges // layout.ranks)
-        measure_rows = max(1, layout.block // layout.measures_every)
-        weight_rows = max(1, layout.block // max(1, layout.weights_every))
-        part_rows = max(1, layout.block // layout.parts_every)
-
-        def dataset(name: str, dims: tuple[str, ...], what: str, chunks=None, data=None, dtype="f8"):
-            shape = tuple(len(scales[d]) for d in dims)
-            if chunks is not None:
-                chunks = tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True))
-            fill = np.nan if data is None and np.dtype(dtype).kind == "f" else None
-            made = file.create_dataset(
-                name,
-                data=data,
-                **({} if data is not None else dict(shape=shape, dtype=dtype, chunks=chunks)),
-                fillvalue=fill,
-            )
-            made.attrs["long_name"] = what
-            for axis, dim in enumerate(dims):
-                made.dims[axis].attach_scale(file[dim])
-
-        dataset("graph/edge", ("edge", "endpoint"), "source and target of each edge", data=graph.edge)
-        dataset("graph/byzantine", ("agent",), "whether the agent is Byzantine", data=graph.byzantine)
-        dataset("graph/group", ("agent",), "task group of the agent", data=graph.group)
-        if graph.position is not None:
-            dataset("graph/position", ("agent", "coordinate"), "position of the agent", data=graph.position)
-        if graph.target is not None:
-            along = "coordinate" if graph.target.shape[1] == 2 else "parameter"
-            dataset("graph/target", ("agent", along), "true model of the agent", data=graph.target)
+        for name, (dims, what, values) in _graph_datasets(graph).items():
+            _described(file, file.create_dataset(f"graph/{name}", data=values), dims, what)
         for rule, held in rules.items():
-            at = f"rule/{rule}/"
-            for measure in layout.measures:
-                what = _MEASURES.get(measure, measure)
-                dataset(at + measure, ("iteration", "agent"), what, (measure_rows, per_rank))
-            for measure, what in _PART_MEASURES.items():
-                dataset(at + measure, ("part_iteration", "agent"), what, (part_rows, per_rank))
-            for measure, what in _OVER_THE_RUN.items():
-                dataset(at + measure, ("agent",), what, (per_rank,))
-            for measure in layout.epoch_measures:
-                dataset(at + measure, ("epoch", "agent"), _MEASURES[measure], (layout.block, per_rank))
-            if layout.weights_every:
-                chunks = (weight_rows, edges_per_rank)
-                dataset(at + "weight", ("weight_iteration", "edge"), "combination weight a_lk", chunks)
-                if held.shares:
-                    dataset(at + "share", ("weight_iteration", "edge"), "share of the message in the selection", chunks)
-                if held.accumulated:
-                    what = "moving average of what is held against the message"
-                    dataset(at + "accumulated", ("weight_iteration", "edge"), what, chunks)
-                what = "seconds since the last recorded iteration"
-                dataset(at + "seconds", ("weight_iteration", "rank", "phase"), what, (weight_rows, 1, len(PHASES)))
-            if layout.models_every:
-                dims = ("model_iteration", "agent", "parameter")
-                chunks = (1, per_rank, layout.parameters)
-                dataset(at + "model", dims, "model after combination", chunks, dtype=layout.dtype)
-            chunks = (per_rank, layout.parameters)
-            dataset(at + "model_final", ("agent", "parameter"), "last model", chunks, dtype=layout.dtype)
-            dataset(at + "traffic", ("rank", "quantity"), "messages and bytes sent over the run", dtype="i8")
+            for name, cut in _rule_datasets(layout, held).items():
+                fill = np.nan if cut.dtype.kind == "f" else None
+                made = file.create_dataset(
+                    f"rule/{rule}/{name}", cut.shape, cut.dtype, chunks=cut.chunks, fillvalue=fill
+                )
+                _described(file, made, cut.dims, cut.what)
+
+
+def _described(file: h5py.File, made: h5py.Dataset, dims: tuple[str, ...], what: str) -> None:
+    made.attrs["long_name"] = what
+    for axis, dim in enumerate(dims):
+        made.dims[axis].attach_scale(file[dim])
+
+
+def _scales(layout: Layout) -> dict[str, np.ndarray]:
+    """The values along each dimension; one along which nothing is recorded is left out."""
+    scales = {
+        "iteration": layout.kept(layout.measures_every),
+        "weight_iteration": layout.kept(layout.weights_every),
+        "part_iteration": layout.kept(layout.parts_every),
+        "agent": np.arange(layout.agents),
+        "edge": np.arange(layout.edges),
+        "rank": np.arange(layout.ranks),
+        "phase": np.array(PHASES, "S"),
+        "parameter": np.arange(layout.parameters),
+        "endpoint": np.array(["source", "target"], "S"),
+        "coordinate": np.array(["x", "y"], "S"),
+        "quantity": np.array(["messages", "bytes"], "S"),
+    }
+    if layout.epoch:
+        scales["epoch"] = np.arange(1, layout.iterations // layout.epoch + 1)
+    if layout.models_every:
+        scales["model_iteration"] = layout.kept(layout.models_every)
+    return {name: values for name, values in scales.items() if len(values)}
+
+
+def _graph_datasets(graph: Graph) -> dict[str, tuple[tuple[str, ...], str, np.ndarray]]:
+    """What there is of the graph: dimensions, what it is, values."""
+    found = {
+        "edge": (("edge", "endpoint"), "source and target of each edge", graph.edge),
+        "byzantine": (("agent",), "whether the agent is Byzantine", graph.byzantine),
+        "group": (("agent",), "task group of the agent", graph.group),
+    }
+    if graph.position is not None:
+        found["position"] = (("agent", "coordinate"), "position of the agent", graph.position)
+    if graph.target is not None:
+        along = "coordinate" if graph.target.shape[1] == 2 else "parameter"
+        found["target"] = (("agent", along), "true model of the agent", graph.target)
+    return found
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A dataset of a rule and how it is cut."""
+
+    dims: tuple[str, ...]
+    what: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...] | None
+    dtype: np.dtype
+
+
+def _rule_datasets(layout: Layout, held: Held) -> dict[str, _Cut]:
+    """All that is recorded of a rule, by name."""
+    lengths = {name: len(values) for name, values in _scales(layout).items()}
+    found: dict[str, _Cut] = {}
+
+    def dataset(name: str, dims: tuple[str, ...], what: str, chunks=None, dtype="f8") -> None:
+        shape = tuple(lengths[dim] for dim in dims)
+        if chunks is not None:
+            chunks = tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True))
+        found[name] = _Cut(dims, what, shape, chunks, np.dtype(dtype))
+
+    per_rank = -(-layout.agents // layout.ranks)
+    edges_per_rank = -(-layout.edges // layout.ranks)
+    measure_rows = max(1, layout.block // layout.measures_every)
+    weight_rows = max(1, layout.block // max(1, layout.weights_every))
+    part_rows = max(1, layout.block // layout.parts_every)
+    for name in layout.measures:
+        dataset(name, ("iteration", "agent"), _MEASURES.get(name, name), (measure_rows, per_rank))
+    for name, what in _PART_MEASURES.items():
+        dataset(name, ("part_iteration", "agent"), what, (part_rows, per_rank))
+    for name, what in _OVER_THE_RUN.items():
+        dataset(name, ("agent",), what, (per_rank,))
+    for name in layout.epoch_measures:
+        dataset(name, ("epoch", "agent"), _MEASURES[name], (layout.block, per_rank))
+    if layout.weights_every:
+        chunks = (weight_rows, edges_per_rank)
+        dataset("weight", ("weight_iteration", "edge"), "combination weight a_lk", chunks)
+        if held.shares:
+            dataset("share", ("weight_iteration", "edge"), "share of the message in the selection", chunks)
+        if held.accumulated:
+            what = "moving average of what is held against the message"
+            dataset("accumulated", ("weight_iteration", "edge"), what, chunks)
+        what = "seconds since the last recorded iteration"
+        dataset("seconds", ("weight_iteration", "rank", "phase"), what, (weight_rows, 1, len(PHASES)))
+    if layout.models_every:
+        chunks = (1, per_rank, layout.parameters)
+        dims = ("model_iteration", "agent", "parameter")
+        dataset("model", dims, "model after combination", chunks, layout.dtype)
+    chunks = (per_rank, layout.parameters)
+    dataset("model_final", ("agent", "parameter"), "last model", chunks, layout.dtype)
+    dataset("traffic", ("rank", "quantity"), "messages and bytes sent over the run", dtype="i8")
+    return found
+
+
+def check(path: Path, layout: Layout, graph: Graph, rules: dict[str, Held]) -> None:
+    """Raise UserError unless an unfinished file is laid out as `create` does it; called by rank 0.
+
+    Ranks write straight into what they find there.
+    """
+    with hdf5.opened(path) as file:
+        known = _scales(layout) | {f"graph/{name}": values for name, (_, _, values) in _graph_datasets(graph).items()}
+        for name, values in known.items():
+            found = file.get(name)
+            if not (isinstance(found, h5py.Dataset) and np.array_equal(found[()], values)):
+                raise UserError(f"{path}: /{name} is not that of this run")
+        for rule, held in rules.items():
+            for name, cut in _rule_datasets(layout, held).items():
+                found = file.get(f"rule/{rule}/{name}")
+                if not isinstance(found, h5py.Dataset):
+                    raise UserError(f"{path}: has no /rule/{rule}/{name}")
+                as_laid_out = (found.shape, found.chunks, found.dtype) == (cut.shape, cut.chunks, cut.dtype)
+                if not as_laid_out or found.id.get_create_plist().get_nfilters():
+                    raise UserError(f"{path}: /rule/{rule}/{name} is not laid out as in this run")
 
 
 @dataclass(frozen=True)
@@ -319,12 +370,16 @@ def fill(
 def stages(path: Path, run: str) -> list[dict]:
     """The stages that the unfinished file of a run is laid out for; raises UserError where it is not of that run."""
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs["run"] == run:
-                return json.loads(file.attrs["stages"])
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        hdf5.examine(path)
+        with hdf5.opened(path) as file:
+            found, told = hdf5.text(file.attrs.get("run")), json.loads(hdf5.text(file.attrs.get("stages")) or "")
+            if not told or not all(0 < stage["ranks"] <= len(file["agent"]) for stage in told):
+                raise ValueError("it does not say on how many ranks it was written")
+    except (UserError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: what was recorded cannot be read: {str(error).splitlines()[0]}") from None
-    raise UserError(f"{path}: is of another run than its checkpoint")
+    if found != run:
+        raise UserError(f"{path}: is of another run than its checkpoint")
+    return told
 
 
 def _fill(target: h5py.Dataset, source: h5py.Dataset | None, known: int) -> None:

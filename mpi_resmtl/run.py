@@ -233,8 +233,12 @@ def open_recorder(
             stages=stages(saved, order(experiment), comm.size),
         )
         rules = {name: _held(experiment, name) for name in experiment.rules}
-        if saved is not None and recorder.stages(path, about.run) == about.stages:
-            return about
+        if saved is not None:
+            laid_out_for = recorder.stages(path, about.run)
+            ranks = max(stage["ranks"] for stage in laid_out_for)
+            recorder.check(path, replace(layout, ranks=ranks), graph, rules)
+            if laid_out_for == about.stages:
+                return about
         new = path if saved is None else path.with_name(f"{path.name}.new")
         described = DESCRIPTION * _DATASETS * (1 + len(rules))
         check_room(new, memory.file_size(layout, rules.values()) + described, "the result", _RECORD_LESS)

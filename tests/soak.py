@@ -4,7 +4,7 @@
 
 A run is started, killed, resumed, killed again and so on up to five times, then left to end. After every kill what was
 saved has to be in the unfinished result file, to the bit; at the end, the whole file has to be that of a run on one
-rank that nobody disturbed.
+rank that nobody disturbed, and `mpi-resmtl verify` has to find nothing wrong with it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from mpirun import alone, command, variables
 from results import UNREPEATABLE, assert_identical
 
 from mpi_resmtl import checkpoint
+from mpi_resmtl.verify import verify
 
 WAYS = ("kill mpirun", "kill a rank", "SIGTERM", "SIGTERM to a rank", "SIGUSR1")
 _RUN_ENDS_BY = 120.0
@@ -125,6 +126,7 @@ class Soak:
         self.from_checkpoint += there
         self.ends += 1
         assert_identical(case.reference, output)
+        assert (found := verify(output).problems) == [], found
         left = sorted(path.name for path in output.parent.glob(f"{output.name}*"))
         assert left == [output.name], left
         output.unlink()

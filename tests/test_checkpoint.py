@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -458,3 +459,31 @@ def test_a_stage_begins_where_a_run_goes_on_with_another_number_of_ranks():
     at = Saved(Path(), "", Position(1, 30), "", first, "")
     assert stages(at, rules, 2) == first
     assert stages(at, rules, 5) == [*first, {"rule": "loss", "iteration": 30, "ranks": 5}]
+
+
+def test_what_a_run_left_that_was_killed_after_it_had_ended_is_removed(unbroken: Path, tmp_path: Path):
+    output = shutil.copy(unbroken, tmp_path / "run.h5")
+    for left in ("lock", "checkpoint", "checkpoint.before"):
+        (tmp_path / f"run.h5.{left}").touch()
+    done = alone(*SHORT, "--resume", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_what_was_recorded_is_not_gone_on_with_where_it_is_laid_out_otherwise(saved: Path, tmp_path: Path):
+    others = [
+        (1, "rule/none/loss", {"dtype": "f4"}),
+        (2, "rule/loss/msd", {"shape": (1, 1, 1), "chunks": None}),
+        (3, "rule/none/weight", {"compression": "gzip"}),
+        (1, "graph/edge", {"shape": (3, 2)}),
+    ]
+    for number, (ranks, name, options) in enumerate(others):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for path in saved.parent.glob("run.h5.*"):
+            shutil.copy(path, folder)
+        with h5py.File(folder / "run.h5.part", "r+") as file:
+            kept = {"shape": file[name].shape, "dtype": file[name].dtype, "chunks": file[name].chunks}
+            del file[name]
+            file.create_dataset(name, **(kept | options))
+        refused(mpirun(ranks, *SHORT, "--resume", "--output", folder / "run.h5"), "run.h5.part", f"/{name}")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import pytest
 from mpirun import mpirun
 from test_figures import assert_refused, image, script
@@ -91,6 +92,23 @@ def test_a_column_sorts_up_and_down(page):
 
 def test_a_stand_in_is_named_on_the_page(report: Path):
     assert ("<p class='stand-in'>stand-in data</p>" in report.read_text()) == ("fig2b" in str(report))
+
+
+def test_a_page_says_what_was_checked_or_what_is_wrong(report: Path, tmp_path: Path):
+    checked = report.read_text().split("<h2>Checks</h2>")[1].split("</section>")[0]
+    assert "whole: " in checked
+    assert "numbers checked" in checked
+    damaged = tmp_path / "damaged.h5"
+    shutil.copy(report.with_name("run.h5"), damaged)
+    with h5py.File(damaged, "r+") as file:
+        for rule in file["rule"].values():
+            rule["loss"][3] = 0.5
+            rule["traffic"][0] = 0
+    done = script("report", damaged, "-o", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    wrong = (tmp_path / "report.html").read_text().split("<h2>Checks</h2>")[1].split("</section>")[0]
+    assert wrong.count("<li>") >= 4
+    assert "graph and ranks imply" in wrong
 
 
 def test_a_page_that_cannot_be_made_is_refused_in_a_line(report: Path, tmp_path: Path):

@@ -103,9 +103,29 @@ def test_what_a_run_of_a_recorded_stream_wrote_is_right_wherever_the_stream_is_n
     assert problems(path) == []
 
 
+def test_what_serial_h5py_gathered_is_right(tmp_path: Path):
+    serial = "import sys, types, h5py; h5py.get_config = lambda: types.SimpleNamespace(mpi=False); "
+    serial += "from mpi_resmtl.cli import main; sys.exit(main(sys.argv[1:]))"
+    settings = ("iterations=20", "record.models=9", "rules=none,loss,median")
+    path = run(tmp_path / "out.h5", 3, "fig1c", *settings, program=[sys.executable, "-c", serial])
+    assert problems(path) == []
+
+
+def test_the_cells_of_a_sweep_are_right(tmp_path: Path):
+    settings = ("seed=[1,2]", "byzantine.count=[0,5]", "iterations=12", "rules=none,loss")
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = alone("sweep", "fig1c", *words, "--output", tmp_path / "sweep")
+    assert done.returncode == 0, done.stderr
+    cells = sorted((tmp_path / "sweep").rglob("*.h5"))
+    assert len(cells) == 4
+    assert [problems(path) for path in cells] == [[]] * 4
+
+
 STOPPING = """
-import os, signal, sys, mpi_resmtl.exchange as exchange
+import os, signal, sys
 from mpi4py import MPI
+from mpi_resmtl import exchange, signals
+signals._MOST_ITERATIONS = 1
 calls, finish = 0, exchange.Exchange.finish
 def stopping(self):
     global calls

@@ -50,8 +50,8 @@ class ResultFile:
         """What is wrong, one line each."""
         with suppress(_Stop):
             yield from self._about()
-            yield from self._graph()
-            yield from self._scales()
+            yield from _until_wrong(self._graph())
+            yield from _until_wrong(self._scales())
             yield from self._rules()
 
     def _about(self) -> Problems:
@@ -140,6 +140,8 @@ class ResultFile:
         run = self.run
         for name in ("position", "target"):
             if f"graph/{name}" not in self.h5:
+                if run.task in ("target-localization", "linear-regression"):
+                    yield f"has no /graph/{name}"
                 continue
             wrong = list(self._shape(f"graph/{name}", "f", (run.n, None)))
             if not wrong:
@@ -154,6 +156,11 @@ class ResultFile:
             apart = np.flatnonzero((run.target != run.target[first][known]).any(axis=1))
             if len(apart):
                 yield f"/graph/target of agent {apart[0]} is not that of its group {run.group[apart[0]]}"
+            _, one, number = np.unique(run.target, axis=0, return_index=True, return_inverse=True)
+            mixed = np.flatnonzero(run.group != run.group[one][number.reshape(-1)])
+            corners = getattr(run.experiment.task, "targets", [])
+            if len(mixed) and len(np.unique(corners, axis=0)) == len(corners):
+                yield f"/graph/target of agent {mixed[0]} is that of another group than its own, {run.group[mixed[0]]}"
 
     def _topology(self) -> Problems:
         """The edges against the kind of graph, as far as they do not depend on chance."""
@@ -288,7 +295,7 @@ class ResultFile:
             return
         fits = found.shape is not None and len(found.shape) == len(shape)
         if not fits or any(w not in (None, f) for w, f in zip(shape, found.shape, strict=True)):
-            yield f"/{path} has the shape {found.shape}, expected {_shown(shape)}"
+            yield f"/{path} has the shape {found.shape}, expected {hdf5.shown(shape)}"
         elif found.dtype.kind != kind:
             yield f"/{path} is {found.dtype}, expected {_KINDS[kind]}"
 
@@ -306,9 +313,9 @@ class ResultFile:
         self._datasets += 1
         if itemsize is not None and found.dtype.itemsize != itemsize:
             yield f"/{path} is {found.dtype}, expected {8 * itemsize} bits a number"
-        attached = tuple([scale.name.removeprefix("/") for scale in dim.values()] for dim in found.dims)
+        attached = _attached(found)
         if attached != tuple([dim] for dim in dims):
-            yield f"/{path} has the dimensions {attached}, expected {dims}"
+            yield f"/{path} has the dimensions {attached or 'of scales that are gone'}, expected {dims}"
 
     def read(self, path: str, some: slice | tuple = ()) -> np.ndarray:
         values = self.h5[path][some]
@@ -322,6 +329,24 @@ class ResultFile:
         for first in range(0, len(found), rows):
             some = slice(first, min(first + rows, len(found)))
             yield some, self.read(path, some)
+
+
+def _until_wrong(problems: Problems) -> Problems:
+    """All of them; where there is one, nothing can be looked at that depends on what they are about."""
+    wrong = False
+    for problem in problems:
+        wrong = True
+        yield problem
+    if wrong:
+        raise _Stop
+
+
+def _attached(found: h5py.Dataset) -> tuple[list[str], ...] | None:
+    """Names of the scales of each dimension of a dataset; None where it has one that is not there any more."""
+    try:
+        return tuple([scale.name.removeprefix("/") for scale in dim.values()] for dim in found.dims)
+    except (RuntimeError, AttributeError):
+        return None
 
 
 def _stages(told: Any, rules: list[str]) -> list[dict] | None:
@@ -348,10 +373,6 @@ def _json(text: str) -> Any:
 
 
 _KINDS = {"f": "floating-point numbers", "i": "integers", "b": "true or false", "S": "texts"}
-
-
-def _shown(shape: tuple) -> str:
-    return "(" + ", ".join("any" if length is None else str(length) for length in shape) + ")"
 
 
 def _word(value: Any) -> str:

@@ -111,6 +111,8 @@ class RuleOfFile:
         yield from self._silent("model_final", final[None])
         self.diverged = ~np.isfinite(final[run.normal]).all(axis=1)
         if "model" in self._sound:
+            # Where these two differ, one of them is damaged.
+            self.diverged &= ~np.isfinite(self._read("model", -1)[run.normal]).all(axis=1)
             last = len(run.scales["model_iteration"]) - 1
             for rows, values in self._blocks("model"):
                 yield from self._silent("model", values, run.scales["model_iteration"][rows])
