@@ -193,7 +193,8 @@ def _change_object(file: h5py.File, name: str, item: h5py.HLObject, rng: Random)
         elif way < 8:
             file[name] = h5py.SoftLink("/") if way < 7 else h5py.ExternalLink("other.h5", "/")
         return
-    values = item[()] if item.shape is not None else np.zeros(1)
+    # An earlier change may have declared more than there is memory for.
+    values = item[()] if item.shape is not None and item.nbytes < 1 << 24 else np.zeros(1)
     if way < 4 and item.ndim and item.size and values.dtype.kind in "fiu":
         flat = values.reshape(-1)
         for _ in range(rng.choice((1, 1, 3))):
@@ -202,7 +203,8 @@ def _change_object(file: h5py.File, name: str, item: h5py.HLObject, rng: Random)
                 flat[rng.randrange(flat.size)] = (
                     number if values.dtype.kind == "f" else int(rng.choice((-1, 0, 2**31, 255)))
                 )
-        item[...] = values
+        if values.shape == item.shape:
+            item[...] = values
         return
     del file[name]
     if way == 4:
