@@ -812,7 +812,8 @@ def _output(folder: Path, *arguments: str, stop_after: int | None = None) -> str
     import subprocess
 
     stop = "" if stop_after is None else STOPPING.format(stop_after)
-    command = [sys.executable, "-c", f"{stop}import sys; from mpi_resmtl.cli import main; sys.exit(main(sys.argv[1:]))"]
+    main = "import sys; from mpi_resmtl.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", f"{REPEATABLE}{stop}{main}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPI_RESMTL_CACHE": str(folder / "cache")}
     done = subprocess.run(
         [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
@@ -822,6 +823,21 @@ def _output(folder: Path, *arguments: str, stop_after: int | None = None) -> str
         raise RuntimeError(f"{arguments}: status {done.returncode}: {done.stderr}")
     return done.stdout
 
+
+REPEATABLE = """
+import random, uuid
+from datetime import UTC, datetime
+from mpi_resmtl import recorder, stopwatch
+class Then(datetime):
+    @classmethod
+    def now(cls, zone=None):
+        return datetime(2000, 1, 1, tzinfo=zone)
+numbers = random.Random(0)
+uuid.uuid4 = lambda: uuid.UUID(int=numbers.getrandbits(128), version=4)
+recorder.datetime, recorder._git_commit, stopwatch.perf_counter = Then, lambda: "0" * 40, lambda: 0.0
+"""
+"""Results have no times, names of runs or commits of their own: of a case only HDF5's times of groups are not the same
+wherever it is run."""
 
 STOPPING = """
 import os, signal
