@@ -15,6 +15,7 @@ import xarray
 from mpirun import mpirun
 from results import assert_identical, rule_datasets
 
+from mpi_resmtl import loops
 from mpi_resmtl.partition import offsets
 
 ALL_RULES = "rules=none,average,distance,loss-unfiltered,loss"
@@ -117,7 +118,9 @@ def test_the_file_says_what_made_it(fig1c: Path):
         assert (attrs["ranks"], attrs["seed"], attrs["data"]) == (1, 0, "generated")
         assert config["record"] == {"every": 1, "weights": 10, "models": 30}
         versions = json.loads(attrs["versions"])
-        assert versions.keys() == {"mpi_resmtl", "git", "python", "numpy", "torch", "mpi4py", "mpi", "h5py", "hdf5"}
+        libraries = {"python", "numpy", "torch", "mpi4py", "mpi", "h5py", "hdf5"}
+        assert versions.keys() == libraries | {"mpi_resmtl", "git", "loops"}
+        assert versions["loops"] == loops.IN_USE
         assert file["weight_iteration"][()].tolist() == list(range(10, 101, 10))
         assert file["model_iteration"][()].tolist() == [30, 60, 90, 100]
         assert file["rule/loss/model"].shape == (4, 100, 2)
