@@ -50,7 +50,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(preset: str, ranks: tuple[
 
 
 def test_the_one_normal_agent_among_29_attackers_learns_as_if_alone_to_the_bit(tmp_path: Path):
-    found = rule_datasets(run(tmp_path, "fig2-29", 2, "epochs=3"))
+    found = rule_datasets(run(tmp_path, "fig2-29", 2, "epochs=5"))
     for name in ("test_loss", "train_accuracy", "model_final"):
         assert found[f"loss/{name}"].tobytes() == found[f"none/{name}"].tobytes()
     assert (np.nanmin(found["average/test_loss"]) > 2 * np.nanmax(found["none/test_loss"][-1])).all()
