@@ -45,7 +45,7 @@ def variables() -> dict[str, str]:
     """The environment of a run.
 
     Open MPI would bind two ranks to the first two cores, those of every other job on the machine too, and let them spin
-    while they wait: ten times slower where others work.
+    while they wait, which is much slower where others work and no faster where none do.
     """
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return {"OMPI_MCA_hwloc_base_binding_policy": "none", "OMPI_MCA_mpi_yield_when_idle": "1"} | os.environ | root
