@@ -61,9 +61,23 @@ class Adversary:
         if hasattr(self.messages, "state"):
             self.messages.state.put_back(state)
 
-    def listen(self, heard: np.ndarray, psi: np.ndarray, theta: np.ndarray, partition: Partition) -> None:
-        """After the exchange: attackers keep what they heard and the models they trained."""
+    def listen(
+        self,
+        heard: np.ndarray,
+        arrived: np.ndarray | None,
+        psi: np.ndarray,
+        theta: np.ndarray,
+        partition: Partition,
+    ) -> None:
+        """After the exchange: attackers keep the models they trained and what they heard last from each.
+
+        `arrived` (rows,) bool says what they heard now; None: all.
+        """
         if self.collusion is not None:
-            self.collusion.heard = heard.take(partition.overheard_row, axis=0)
+            now = heard.take(partition.overheard_row, axis=0)
+            if arrived is not None:
+                missing = ~arrived[partition.overheard_row]
+                now[missing] = self.collusion.heard[missing]
+            self.collusion.heard = now
         if self.trains.size:
             theta[self.trains] = psi[self.trains]

@@ -143,6 +143,14 @@ class Combiner:
                     self._aggregate(moment, tile, stack, heard_rows, usable, compared, reported)
             self._clock.lap("combine")
 
+    def stand_still(self) -> None:
+        """Give each agent's own message all of the part, as where models stay what they are."""
+        if self._method.rule.reports is not None:
+            for tile, _ in self._tiles:
+                part = self.part[tile.edges]
+                part[:] = 0.0
+                part[tile.own] = 1.0
+
     def _aggregate(self, moment, tile, stack: Stack, rows, usable, compared, reported: bool) -> None:
         method, held = self._method, self.judge.held[tile.edges]
         judged = method.rule.judged_by is not None

@@ -91,12 +91,15 @@ class Checkpoint:
 
 @dataclass
 class Exchange:
-    """How messages get from rank to rank; changes no result."""
+    """How messages get from rank to rank; changes no result, unless messages are late for a deadline."""
 
     shared: Annotated[
         Literal["auto", "on", "off"],
         "ranks of a node read each other's rows in place: where there is room for it, always or never",
     ] = "auto"
+    deadline: Annotated[
+        float, Ge(0), "seconds that an iteration waits for messages, those that are late are missing; 0: without end"
+    ] = 0.0
 
 
 @dataclass
@@ -169,11 +172,11 @@ def presets() -> dict[str, str]:
     return {p.name.removesuffix(".toml"): p.read_text() for p in folder.iterdir() if p.name.endswith(".toml")}
 
 
-def recorded(text: str, source: str) -> tuple[dict[str, Any], Experiment]:
-    """The tables, and the experiment, of a configuration that `Experiment.toml` wrote; raises UserError."""
+def recorded(text: str, source: str) -> Experiment:
+    """The experiment of a configuration that `Experiment.toml` wrote; raises UserError."""
     tables = _parsed(text.encode(errors="surrogateescape"), source)
     _check_values(tables, source)
-    return tables, resolve(tables, source, whole=True)
+    return resolve(tables, source, whole=True)
 
 
 def load(source: str, settings: list[str]) -> Experiment:

@@ -11,7 +11,7 @@ import numpy as np
 from mpi_resmtl import loops
 from mpi_resmtl.adversary import Adversary
 from mpi_resmtl.combining import Combiner, ServerCombiner
-from mpi_resmtl.exchange import Everyone, Exchange, PartialExchange
+from mpi_resmtl.exchange import DeadlineExchange, Everyone, Exchange, PartialExchange
 from mpi_resmtl.judging import Moment
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.partition import Partition
@@ -80,30 +80,41 @@ def diffuse(
             exchange.turn()
             psi = exchange.mine[: partition.count]
             moment = Moment(first + i, samples, fresh, i, theta, psi)
-            task.adapt(samples, i, theta, psi)
-            clock.lap("adapt")
+            if exchange.behind:
+                stand_still(moment, exchange, combiner)
+                recorder.write()
+            else:
+                task.adapt(samples, i, theta, psi)
+                clock.lap("adapt")
 
-            sent = adversary.speak(moment, task, exchange.mine, partition)
-            clock.lap("attack")
+                sent = adversary.speak(moment, task, exchange.mine, partition)
+                clock.lap("attack")
 
-            exchange.start(sent)
-            clock.lap("exchange")
-            clock.doing = "record"
-            recorder.write()
-            clock.doing = "exchange"
-            exchange.finish()
-            clock.lap("exchange")
+                exchange.start(sent)
+                clock.lap("exchange")
+                clock.doing = "record"
+                recorder.write()
+                clock.doing = "exchange"
+                exchange.finish()
+                clock.lap("exchange")
 
-            finite = finite_rows(exchange.heard, exchange.parts)
-            combiner(moment, exchange.heard, finite, exchange.arrived, recorder.wants_parts(first + i))
-            clock.doing = "record"
-            adversary.listen(exchange.heard, psi, theta, partition)
+                finite = finite_rows(exchange.heard, exchange.parts)
+                combiner(moment, exchange.heard, finite, exchange.arrived, recorder.wants_parts(first + i))
+                clock.doing = "record"
+                adversary.listen(exchange.heard, exchange.arrived, psi, theta, partition)
             recorder.keep(moment, combiner)
             progress(first + i)
             if first + i + 1 == keeper.next:
                 keeper(first + i + 1, theta)
     clock.doing = "record"
     recorder.end(theta, exchange)
+
+
+def stand_still(moment: Moment, exchange: DeadlineExchange, combiner: Combiner | ServerCombiner) -> None:
+    """Let an iteration pass that others have done without this rank: its agents neither learn nor hear."""
+    moment.psi[:] = moment.theta
+    exchange.stand_still()
+    combiner.stand_still()
 
 
 def finite_rows(rows: np.ndarray, parts: list[slice]) -> np.ndarray | None:

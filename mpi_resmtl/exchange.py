@@ -13,8 +13,9 @@ nor its time.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import gcd
+from time import monotonic
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from mpi4py import MPI
 from mpi_resmtl.attacks import Knowledge, Known
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.judging import Moment
-from mpi_resmtl.partition import Partition, apart, in_place
+from mpi_resmtl.partition import Block, Partition, apart, in_place
 from mpi_resmtl.tasks import Task
 
 _TAG = 1
@@ -36,9 +37,21 @@ Shared = Literal["auto", "on", "off"]
 
 
 def open_exchange(
-    comm: MPI.Comm, partition: Partition, parameters: int, dtype: np.dtype, shared: Shared = "auto", omits: bool = False
+    comm: MPI.Comm,
+    partition: Partition,
+    parameters: int,
+    dtype: np.dtype,
+    shared: Shared = "auto",
+    omits: bool = False,
+    deadline: float = 0.0,
 ) -> Exchange | PartialExchange:
-    """The exchange that suits; collective. `omits`: attackers may say nothing. UserError when rows cannot be shared."""
+    """The exchange that suits; collective.
+
+    `omits`: attackers may say nothing; `deadline`: seconds that an iteration waits for messages, 0: until they are
+    there. Either way no row is read in place. Raises UserError when rows cannot be shared.
+    """
+    if deadline:
+        return DeadlineExchange(comm, partition, parameters, dtype, deadline)
     if omits:
         return PartialExchange(comm, partition, parameters, dtype)
     if shared == "off":
@@ -87,6 +100,10 @@ class Exchange:
 
     arrived: np.ndarray | None = None
     """(H,) which rows were sent; None: all, as here."""
+    behind = False
+    """Whether others have gone on without this rank, which stands still until it is where they are; here they wait."""
+    missed: np.ndarray | None = None
+    """(H,) how often each row did not come in time; None: there is no deadline."""
 
     def __init__(
         self, comm: MPI.Comm, partition: Partition, parameters: int, dtype: np.dtype, node: Window | None = None
@@ -263,7 +280,8 @@ class PartialExchange:
     without waiting. Traffic counts the rows alone; the flags stand for the silence itself.
     """
 
-    shared = False
+    shared, behind = False, False
+    missed: np.ndarray | None = None
 
     def __init__(self, comm: MPI.Comm, partition: Partition, parameters: int, dtype: np.dtype):
         """As `Exchange`."""
@@ -272,7 +290,7 @@ class PartialExchange:
         self.heard, self.parts = rows.view(), [slice(0, partition.heard_rows)]
         self.heard.flags.writeable = False
         self._row_bytes = rows.shape[1] * rows.itemsize
-        self._inbox = [np.empty(b.attacks + rows[b.rows].nbytes, np.uint8) for b in partition.received]
+        self._inbox = [np.empty(self._largest(block), np.uint8) for block in partition.received]
         self._pending: list[MPI.Request] = []
         self._outbox: list[np.ndarray] = []
         self._has = np.ones(partition.heard_rows, bool)
@@ -280,49 +298,233 @@ class PartialExchange:
         """(heard_rows,) which rows were sent; None: all."""
         self.messages = self.bytes = 0
 
+    def _largest(self, block: Block) -> int:
+        """Bytes of a message in which everyone speaks."""
+        return block.attacks + (block.rows.stop - block.rows.start) * self._row_bytes
+
     def turn(self) -> None:
         """Begin an iteration; the rows are always the same."""
 
     def start(self, sent: np.ndarray | None = None) -> None:
         """Send the normal agents' rows and those of attackers that speak: `sent` (M,) bool, None: all do."""
-        part, rows = self.partition, self.mine
+        sent = self._silence(sent)
+        self._pending = [
+            self._comm.Irecv(inbox, source=block.peer, tag=_TAG)
+            for inbox, block in zip(self._inbox, self.partition.received, strict=True)
+        ]
+        self._outbox = []
+        for block in self.partition.sent:
+            flags, said = self._said(block, sent)
+            self._outbox.append(np.concatenate([flags, said]))
+            self._pending.append(self._comm.Isend(self._outbox[-1], dest=block.peer, tag=_TAG))
+            self._count(said)
+
+    def _silence(self, sent: np.ndarray | None) -> np.ndarray:
+        """Which attackers speak (M,), with NaN in the rows of those that do not."""
+        part = self.partition
         if sent is None:
             sent = np.ones(len(part.spoken), bool)
         at_home = part.spoken_row < part.heard_rows
-        rows[part.spoken_row[~sent]] = np.nan
+        self.mine[part.spoken_row[~sent]] = np.nan
         self._has[part.spoken_row[at_home]] = sent[at_home]
-        self._pending = [
-            self._comm.Irecv(inbox, source=block.peer, tag=_TAG)
-            for inbox, block in zip(self._inbox, part.received, strict=True)
-        ]
-        self._outbox = []
-        for block in part.sent:
-            flags = sent[block.spoken]
-            attacks = rows[block.rows][len(block.normal) :]
-            said = np.concatenate([rows[: part.count].take(block.normal, axis=0), attacks[flags]])
-            self._outbox.append(np.concatenate([flags.view(np.uint8), said.reshape(-1).view(np.uint8)]))
-            self._pending.append(self._comm.Isend(self._outbox[-1], dest=block.peer, tag=_TAG))
-            self.messages += bool(len(said))
-            self.bytes += said.nbytes
+        return sent
+
+    def _said(self, block: Block, sent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What goes to a peer, as bytes: flags of attackers, and the rows of those that speak."""
+        flags = sent[block.spoken]
+        attacks = self.mine[block.rows][len(block.normal) :]
+        said = np.concatenate([self.mine[: self.partition.count].take(block.normal, axis=0), attacks[flags]])
+        return flags.view(np.uint8), said.reshape(-1).view(np.uint8)
+
+    def _count(self, said: np.ndarray) -> None:
+        self.messages += bool(len(said))
+        self.bytes += said.nbytes
 
     def finish(self) -> None:
         """Wait until every message has arrived, and put its rows where neighbourhoods look them up."""
         MPI.Request.Waitall(self._pending)
         for inbox, block in zip(self._inbox, self.partition.received, strict=True):
-            flags = inbox[: block.attacks].astype(bool)
-            target = self.mine[block.rows]
-            normal = len(target) - block.attacks
-            arrived = inbox[block.attacks :][: (normal + int(flags.sum())) * self._row_bytes]
-            said = np.frombuffer(arrived.tobytes(), target.dtype).reshape(-1, target.shape[1])
-            target[:normal] = said[:normal]
-            target[normal:] = np.nan
-            target[normal:][flags] = said[normal:]
-            self._has[block.rows][normal:] = flags
+            self._take(inbox, block)
         self.arrived = None if self._has.all() else self._has
+
+    def _take(self, message: np.ndarray, block: Block) -> None:
+        """Put the rows of a message, flags first, where neighbourhoods look them up."""
+        flags = message[: block.attacks].astype(bool)
+        target = self.mine[block.rows]
+        normal = len(target) - block.attacks
+        arrived = message[block.attacks :][: (normal + int(flags.sum())) * self._row_bytes]
+        said = np.frombuffer(arrived.tobytes(), target.dtype).reshape(-1, target.shape[1])
+        target[:normal] = said[:normal]
+        target[normal:] = np.nan
+        target[normal:][flags] = said[normal:]
+        self._has[block.rows][:normal] = True
+        self._has[block.rows][normal:] = flags
 
     def close(self) -> None:
         """Free the communicator; collective."""
         self._comm.Free()
+
+
+@dataclass
+class _From:
+    """What comes from a peer: one message is being received, or is held until its iteration."""
+
+    block: Block
+    message: np.ndarray
+    request: MPI.Prequest
+    holds: int = -1
+    """The iteration of the message that is held; -1: it is still to come."""
+    given_up: bool = False
+    """Whether nothing has come since this rank last waited for it in vain."""
+
+
+@dataclass
+class _To:
+    """What goes to a peer: places for messages, and requests that end when the peer takes them."""
+
+    block: Block
+    messages: list[np.ndarray]
+    requests: list[MPI.Request] = field(default_factory=lambda: [MPI.REQUEST_NULL] * _PLACES)
+    unsent: bool = False
+    """Whether there was no place yet for this iteration's message."""
+    given_up: bool = False
+    """Whether nothing has been taken since this rank last waited for it in vain."""
+
+
+class DeadlineExchange(PartialExchange):
+    """The exchange that waits so many seconds an iteration and no more; a row that is late is missing, and NaN.
+
+    **No late message is taken for a later one.** Each begins with the number of its iteration, counted over the whole
+    run. MPI keeps the order of messages between two ranks, so a receiver throws away those of iterations that are
+    over, takes that of the present one, and holds the first of a later one until its time has come: that one says, too,
+    that no message of the present iteration will come any more.
+
+    **A rank that is silent costs one deadline.** Who has waited for a peer in vain does not wait for it again before
+    something has come from it. **It is not buried in messages:** sends are synchronous, complete only when they are
+    being received, and there are two places for each peer; while both are taken, nothing is sent to it.
+
+    **A rank that comes back catches up.** From a message of an iteration more than one ahead it learns that others went
+    on without it. Its agents stand still (`stand_still`) until that iteration and take part again from there; others,
+    who have heard of it by then, wait for it.
+    """
+
+    def __init__(self, comm: MPI.Comm, partition: Partition, parameters: int, dtype: np.dtype, seconds: float):
+        """As `Exchange`; `seconds` from `start` that `finish` may wait."""
+        super().__init__(comm, partition, parameters, dtype)
+        self.seconds, self._number, self._until = seconds, -1, -1
+        self.missed = np.zeros(partition.heard_rows, np.int64)
+        self._from = [
+            _From(block, inbox, self._comm.Recv_init(inbox, source=block.peer, tag=_TAG))
+            for inbox, block in zip(self._inbox, partition.received, strict=True)
+        ]
+        self._to = [
+            _To(block, [np.empty(self._largest(block), np.uint8) for _ in range(_PLACES)]) for block in partition.sent
+        ]
+        for link in self._from:
+            link.request.Start()
+
+    def _largest(self, block: Block) -> int:
+        return _NUMBER.itemsize + super()._largest(block)
+
+    @property
+    def behind(self) -> bool:
+        """Whether others have gone on without this rank in the iteration that has begun."""
+        return self._number < self._until
+
+    def turn(self) -> None:
+        """Begin an iteration; see where others are."""
+        self._number += 1
+        self._receive()
+        ahead = max((link.holds for link in self._from), default=-1)
+        if ahead > self._number + 1:
+            self._until = max(self._until, ahead)
+
+    def stand_still(self) -> None:
+        """Let an iteration pass in which all is missed, one's own row too."""
+        self.missed += 1
+
+    def start(self, sent: np.ndarray | None = None) -> None:
+        """As `PartialExchange`, to peers that take what is sent to them."""
+        self._started = monotonic()
+        self._speaks = self._silence(sent)
+        for link in self._to:
+            link.unsent = True
+            self._send(link)
+
+    def finish(self) -> None:
+        """Wait for messages until the deadline, and put their rows where neighbourhoods look them up."""
+        while True:
+            self._receive()
+            for link in self._to:
+                if link.unsent:
+                    self._send(link)
+            awaited = [link for link in self._from if link.holds < 0 and not link.given_up]
+            awaited += [link for link in self._to if link.unsent and not link.given_up]
+            if not awaited:
+                break
+            if monotonic() - self._started > self.seconds:
+                for link in awaited:
+                    link.given_up = True
+                break
+            os.sched_yield()
+        for link in self._from:
+            if link.holds == self._number:
+                self._take(link.message[_NUMBER.itemsize :], link.block)
+                self._go_on(link)
+            else:
+                self.mine[link.block.rows] = np.nan
+                self._has[link.block.rows] = False
+                self.missed[link.block.rows] += 1
+        self.arrived = None if self._has.all() else self._has
+
+    def _send(self, link: _To) -> None:
+        """Send this iteration's message to a peer if there is a place for it."""
+        ended = [request.Test() for request in link.requests]
+        if not any(ended):
+            return
+        place = ended.index(True)
+        flags, said = self._said(link.block, self._speaks)
+        message = link.messages[place][: _NUMBER.itemsize + len(flags) + len(said)]
+        message[: _NUMBER.itemsize].view(_NUMBER)[0] = self._number
+        np.concatenate([flags, said], out=message[_NUMBER.itemsize :])
+        link.requests[place] = self._comm.Issend(message, dest=link.block.peer, tag=_TAG)
+        link.unsent = link.given_up = False
+        self._count(said)
+
+    def _receive(self) -> None:
+        """Take what has come: what is of iterations that are over is thrown away."""
+        for link in self._from:
+            while link.holds < self._number:
+                if link.holds >= 0:
+                    self._go_on(link)
+                if not link.request.Test():
+                    break
+                link.holds, link.given_up = int(link.message[: _NUMBER.itemsize].view(_NUMBER)[0]), False
+
+    @staticmethod
+    def _go_on(link: _From) -> None:
+        link.holds = -1
+        link.request.Start()
+
+    def close(self) -> None:
+        """Free the communicator once all that was sent has been received; collective."""
+        self._number = np.iinfo(_NUMBER).max
+        requests = [request for link in self._to for request in link.requests]
+        ended = None
+        while ended is None or not ended.Test():
+            self._receive()
+            if ended is None and MPI.Request.Testall(requests):
+                ended = self._comm.Ibarrier()
+            os.sched_yield()
+        for link in self._from:
+            link.request.Cancel()
+            link.request.Wait()
+            link.request.Free()
+        super().close()
+
+
+_NUMBER = np.dtype(np.int64)
+_PLACES = 2
 
 
 class Everyone:

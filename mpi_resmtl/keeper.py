@@ -25,7 +25,7 @@ from mpi_resmtl.errors import UserError
 from mpi_resmtl.launch import Stopped, together
 from mpi_resmtl.partition import Partition
 from mpi_resmtl.recorder import Position, Recorder
-from mpi_resmtl.signals import Signals, Votes
+from mpi_resmtl.signals import Ballot, LooseVotes, Signals, Votes
 from mpi_resmtl.stopwatch import Stopwatch
 
 _SECONDS_FOR_THE_LOCK = 10.0
@@ -44,12 +44,16 @@ class Keeper:
         iterations: int,
         saved: Saved | None,
         signals: Signals,
+        loose: bool = False,
     ):
-        """`iterations` of each rule; `saved`: where the run goes on from; `signals` end it."""
+        """`iterations` of each rule; `saved`: where the run goes on from; `signals` end it.
+
+        `loose`: ranks do not wait for one another in every iteration.
+        """
         self._comm, self._files, self._record, self._rank = comm, files, record, rank
         self._every, self._iterations, self._saved = settings.every, iterations, saved
-        self._signals, self._votes = signals, Votes(comm, settings.minutes)
-        self._voted, self._next_vote = 0, 1
+        self._signals, self._votes = signals, (LooseVotes if loose else Votes)(comm, settings.minutes)
+        self._next_vote, self._ballot = 1, Ballot(0, False, 0, 1)
 
     def rule(self, number: int, name: str, combiner: Combiner | ServerCombiner, clock: Stopwatch) -> None:
         """The rule that is to come, and what works for it."""
@@ -63,20 +67,21 @@ class Keeper:
             done = saved.position.iteration
             state = together(self._comm, lambda: checkpoint.load(saved.path, self._files.pieces))
             together(self._comm, lambda: self._put_back(saved.path, state, theta, done))
-            self._voted, self._next_vote = self._first + done, self._first + done + 1
+            self._next_vote = self._first + done + 1
+            self._votes.begin(self._first + done)
         self._plan(done)
         return done
 
     def __call__(self, done: int, theta: np.ndarray) -> None:
         """Save the run if it is time to, after `done` iterations of the rule; raises Stopped after a signal."""
         self._clock.doing = "checkpoint"
-        number, due = 0, self._every > 0 and done % self._every == 0
         at = self._first + done
         if at >= self._next_vote:
-            number, proposed, ahead = self._votes.vote(self._signals.received, at - self._voted)
-            self._voted, self._next_vote = at, at + ahead
-            due = due or proposed or number > 0
-        if due:
+            self._ballot = self._votes.vote(self._signals.received, at)
+            self._next_vote = self._ballot.next
+        decided = self._ballot if self._meeting == at else Ballot(0, False, at, at)
+        number = decided.number
+        if number or decided.due or (self._every > 0 and done % self._every == 0):
             self._files.write(self._state(theta), Position(self._number, done))
             self._votes.proposed = perf_counter()
         if number:
@@ -85,9 +90,16 @@ class Keeper:
         self._plan(done)
         self._clock.lap("record")
 
+    @property
+    def _meeting(self) -> int:
+        """When ranks do what they have agreed on: not after a rule's last iteration, but after the next one's first."""
+        return self._ballot.at + (self._ballot.at % self._iterations == 0)
+
     def _plan(self, done: int) -> None:
         """When to be called next; not after the rule's last iteration, as all is recorded then."""
         self.next = max(self._next_vote - self._first, done + 1)
+        if self._meeting > self._first + done:
+            self.next = min(self.next, self._meeting - self._first)
         if self._every:
             self.next = min(self.next, done - done % self._every + self._every)
         if self.next >= self._iterations:
@@ -102,7 +114,7 @@ class Keeper:
         kept, adversary = self._record.settle(self._rank.exchange), self._rank.adversary
         state: State = {
             "agent": {"theta": theta} | _under("task", self._rank.task.state()) | _under("record", kept["agent"]),
-            "edge": {},
+            "edge": _under("record", kept["edge"]),
             "rank": kept["rank"],
         }
         for name, judge in self._combiner.judges.items():
@@ -119,7 +131,7 @@ class Keeper:
             for name, judge in self._combiner.judges.items():
                 judge.resume(_of(name, state["edge"]), done)
             self._rank.adversary.resume({axis: state[axis] for axis in ("spoken", "overheard", "alike")})
-            kept = {"agent": _of("record", state["agent"]), "rank": state["rank"]}
+            kept = {axis: _of("record", state[axis]) for axis in ("agent", "edge")} | {"rank": state["rank"]}
             self._record.resume(done, kept, self._rank.exchange)
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise UserError(f"{path}: does not fit this run: {error}") from None

@@ -83,6 +83,8 @@ class Layout:
     edges: int
     ranks: int
     """Ranks that have columns: the most that the run, stopped and resumed, has had."""
+    deadline: bool = False
+    """Whether messages can be late, and are counted."""
 
     @property
     def block(self) -> int:
@@ -291,6 +293,11 @@ def _rule_datasets(layout: Layout, held: Held) -> dict[str, _Cut]:
         dataset(name, ("iteration", "agent"), _MEASURES.get(name, name), (measure_rows, per_rank))
     for name, what in _PART_MEASURES.items():
         dataset(name, ("part_iteration", "agent"), what, (part_rows, per_rank))
+    if layout.deadline:
+        what = (
+            "messages that did not come in time since the last recorded iteration; its own: when an agent stood still"
+        )
+        dataset("missing", ("part_iteration", "edge"), what, (part_rows, edges_per_rank))
     for name, what in _OVER_THE_RUN.items():
         dataset(name, ("agent",), what, (per_rank,))
     for name in layout.epoch_measures:
@@ -447,8 +454,19 @@ class _Series:
 class Recorder:
     """Keeps what a rule finds and writes it a block of iterations at a time. All calls are collective."""
 
-    def __init__(self, comm: MPI.Comm, path: Path, layout: Layout, partition: Partition, graph: Graph):
-        """Open the file that `create` laid out at `path`; of `graph` its edges are not looked at."""
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        path: Path,
+        layout: Layout,
+        partition: Partition,
+        graph: Graph,
+        missed: np.ndarray | None = None,
+    ):
+        """Open the file that `create` laid out at `path`; of `graph` its edges are not looked at.
+
+        `missed` (H,) is where the exchange counts rows that were late; None: none can be.
+        """
         self._comm, self._layout, self._partition = comm.Dup(), layout, partition
         self.parallel = self._parallel = h5py.get_config().mpi
         self._file, self._path = None, path
@@ -474,6 +492,10 @@ class Recorder:
         self._weights = _Series(layout, layout.weights_every, dict.fromkeys(_OF_EDGES, len(partition.source)))
         self._seconds = _Series(layout, layout.weights_every, {"seconds": len(PHASES)})
         self._parts = _Series(layout, layout.parts_every, dict.fromkeys(_PART_MEASURES, agents))
+        self._missing = _Series(
+            layout, layout.parts_every if missed is not None else 0, {"missing": len(partition.row)}
+        )
+        self._missed, self._late = missed, 0
         self._models_at = set(layout.kept(layout.models_every).tolist())
         self._neighbours = _Neighbours(partition, graph)
         self._alone: np.ndarray | None = None
@@ -500,7 +522,8 @@ class Recorder:
         self._measured = self._block_start = self._next_model = 0
         self._total = np.zeros(self._partition.count)
         self._descents = np.zeros(self._partition.count, np.int64)
-        for series in (self._measures, self._weights, self._seconds, self._parts):
+        self._known = self._missed_now()
+        for series in (self._measures, self._weights, self._seconds, self._parts, self._missing):
             series.begin()
 
     def wants_parts(self, iteration: int) -> bool:
@@ -519,6 +542,8 @@ class Recorder:
         self._clock.lap("measure")
         if due:
             self._parts.put_row(parts)
+            if self._missed is not None:
+                self._keep_missing()
             if self._layout.weights_every:
                 self._keep_weights(combiner)
         if self._layout.epoch and done % self._layout.epoch == 0:
@@ -567,7 +592,7 @@ class Recorder:
         self._measured = done
 
     def settle(self, exchange: Exchange | PartialExchange) -> dict[str, dict[str, np.ndarray]]:
-        """Write all that is known by now, for a checkpoint; -> what else `resume` needs, along "agent" and "rank"."""
+        """Write all that is known by now, for a checkpoint; -> by axis what else `resume` needs."""
         if self._last is not None and self._measured <= self._last.iteration:
             self._to_measure = None
             self._measure(self._last)
@@ -580,7 +605,8 @@ class Recorder:
             by_agent["alone"] = self._alone
         seconds = np.array([list(self._clock.seconds.values())])
         by_rank = {"traffic": self._traffic(exchange), "seconds": self._with_absent(seconds)}
-        return {"agent": by_agent, "rank": by_rank}
+        by_edge = {} if self._missed is None else {"missing": self._missed_now() - self._known}
+        return {"agent": by_agent, "edge": by_edge, "rank": by_rank}
 
     def resume(self, done: int, kept: dict[str, dict[str, np.ndarray]], exchange: Exchange | PartialExchange) -> None:
         """Go on after some iterations of the rule that has begun, with what `settle` gave, along "rank" all of it."""
@@ -588,8 +614,10 @@ class Recorder:
         self._total, self._descents, self._alone = by_agent["total"], by_agent["descents"], by_agent.get("alone")
         self._measured, self._block_start = done, done - done % self._layout.block
         self._next_model = self._layout.done("model_iteration", done)
-        for series in (self._measures, self._weights, self._seconds, self._parts):
+        for series in (self._measures, self._weights, self._seconds, self._parts, self._missing):
             series.begin(done)
+        if self._missed is not None:
+            self._known = self._missed_now() - kept["edge"]["missing"]
         traffic, seconds = kept["rank"]["traffic"], kept["rank"]["seconds"]
         if rank < len(traffic):
             exchange.messages, exchange.bytes = traffic[rank].tolist()
@@ -624,11 +652,14 @@ class Recorder:
         descent = self._descents / self._layout.iterations if known else np.full_like(mean, np.nan)
         self._write("descent", slice(None), "agent", self._silenced(descent))
 
-    def close(self) -> None:
-        """Close the file."""
+    def close(self) -> int:
+        """Close the file; -> messages that were late, of all ranks, on rank 0 alone; collective."""
         if self._file is not None:
             self._file.close()
+        late = np.array([self._late])
+        self._comm.Reduce(late.copy(), late)
         self._comm.Free()
+        return int(late[0])
 
     def _keep_weights(self, combiner: Combiner | ServerCombiner) -> None:
         values = {"share" if self._held.shares else "weight": combiner.part}
@@ -637,6 +668,15 @@ class Recorder:
         self._weights.put_row(values)
         self._clock.lap("record")
         self._seconds.put_row({"seconds": self._clock.take()})
+
+    def _missed_now(self) -> np.ndarray | None:
+        """How many messages were late by now on each edge (E_r,); None where none can be."""
+        return None if self._missed is None else self._missed[self._partition.row]
+
+    def _keep_missing(self) -> None:
+        now = self._missed_now()
+        self._missing.put_row({"missing": now - self._known})
+        self._late, self._known = self._late + int((now - self._known).sum()), now
 
     def _write_epoch(self, epoch: int, theta: np.ndarray) -> None:
         found = self._task.evaluate(theta)
@@ -662,6 +702,8 @@ class Recorder:
         for name, block in found.items():
             if {"weight": True, "share": self._held.shares, "accumulated": self._held.accumulated}[name]:
                 self._write_rows(name, rows, "edge", self._spread(block))
+        rows, found = self._missing.take()
+        self._write_rows("missing", rows, "edge", self._spread(found["missing"]))
         rows, found = self._seconds.take()
         self._write_rows("seconds", rows, "rank", self._with_absent(found["seconds"][:, None]))
 

@@ -80,6 +80,8 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
         experiment.iterations = experiment.epochs * scene.epoch
     graph = Graph(edge, byzantine, scene.group, scene.position, scene.target, scene.epoch)
     _settle_b(experiment, graph)
+    if experiment.exchange.deadline:
+        _see_that_nobody_waits(experiment, graph)
     alone = replace(scene, position=None, target=None, edge=None)
     degree = np.bincount(edge[:, 1], minlength=agents) - 1
     held = memory.crossing(edge, byzantine, cut[0].offsets)
@@ -98,6 +100,18 @@ def _settle_b(experiment: Experiment, graph: Graph) -> None:
     sizes = np.bincount(target, minlength=graph.agents)[hears]
     for name in experiment.rules:
         method(experiment, name).check(sizes, hears, experiment.rule.excess == "cap")
+
+
+def _see_that_nobody_waits(experiment: Experiment, graph: Graph) -> None:
+    """Raise UserError where ranks would wait for one another in every iteration in spite of a deadline."""
+    asked = f"exchange.deadline = {experiment.exchange.deadline:g}"
+    if experiment.exchange.shared == "on":
+        raise UserError(f"{asked}: rows that are read in place have none; leave exchange.shared = on away")
+    for name in experiment.rules:
+        if experiment.uses[name].rule.serve is not None:
+            raise UserError(f"{asked}: the server of rule {name} waits for every agent")
+    if graph.byzantine.any() and _knowledge(experiment) in ("victim", "all"):
+        raise UserError(f"{asked}: attack {experiment.byzantine.attack} is told the models of every rank's agents")
 
 
 def method(experiment: Experiment, name: str) -> Method:
@@ -122,8 +136,9 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     together(comm, lambda: refuse(wrong))
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
     who = planned.experiment.byzantine
-    attack, way, knows = ATTACKS[who.attack], planned.experiment.exchange.shared, _knowledge(planned.experiment)
-    exchange = together(comm, lambda: open_exchange(comm, part, task.parameters, task.dtype, way, attack.omits))
+    attack, how, knows = ATTACKS[who.attack], planned.experiment.exchange, _knowledge(planned.experiment)
+    ways = how.shared, attack.omits, how.deadline
+    exchange = together(comm, lambda: open_exchange(comm, part, task.parameters, task.dtype, *ways))
     part = exchange.partition
     own = planned.graph.byzantine[part.first : part.first + part.count]
     trains = knows != "nothing" or who.start > 0 or who.stop is not None
@@ -220,6 +235,7 @@ def open_recorder(
         agents=planned.graph.agents,
         edges=planned.edges,
         ranks=max([comm.size, *(stage["ranks"] for stage in before)]),
+        deadline=rank.exchange.missed is not None,
     )
 
     def lay_out() -> recorder.About:
@@ -255,7 +271,8 @@ def open_recorder(
         return about
 
     about = on_root(comm, lay_out)
-    return recorder.Recorder(comm, path, layout, rank.partition, planned.graph), layout, about
+    missed = rank.exchange.missed
+    return recorder.Recorder(comm, path, layout, rank.partition, planned.graph, missed), layout, about
 
 
 def order(experiment: Experiment) -> list[str]:
@@ -365,14 +382,16 @@ def _run(
     ended: Exception | None = None
     with ExitStack() as caught:
         caught_signals = signals or caught.enter_context(Signals())
-        keeper = Keeper(comm, experiment.checkpoint, files, record, rank, experiment.iterations, saved, caught_signals)
+        loose = experiment.exchange.deadline > 0
+        asked = experiment.checkpoint, files, record, rank, experiment.iterations, saved, caught_signals, loose
+        keeper = Keeper(comm, *asked)
         try:
             _diffuse_rules(planned, rank, record, keeper, saved, output.stem if told else None, watchdog)
         except (Stopped, Refused) as error:
             ended = error
     watchdog.enter("end")
-    record.close()
     keeper.close()
+    late = record.close()
     rank.close()
     comm.Barrier()
     if comm.rank == 0 and ended is None:
@@ -381,6 +400,8 @@ def _run(
     comm.Barrier()
     if ended is not None:
         raise ended
+    if told and late:
+        print(f"{output.stem}: {late:,} messages were late and are missing; /rule/NAME/missing says which", flush=True)
     if told:
         print(f"{output.stem}: wrote {output}", flush=True)
 

@@ -66,7 +66,7 @@ class ResultFile:
             raise _Stop
         seed, ranks = (hdf5.whole_number(attributes.get(name)) for name in ("seed", "ranks"))
         try:
-            tables, experiment = config.recorded(told["config"], "attribute config")
+            experiment = config.recorded(told["config"], "attribute config")
         except UserError as error:
             yield f"attribute config: {error}"
             raise _Stop from None
@@ -90,7 +90,7 @@ class ResultFile:
         if ranks is None or ranks < 1 or stages is None or ranks != max(stage["ranks"] for stage in stages):
             yield f"attributes ranks = {ranks} and stages = {told['stages']} do not fit together"
             raise _Stop
-        self.run = RunOfFile(experiment, tables, ranks, stages)
+        self.run = RunOfFile(experiment, ranks, stages)
 
     def _graph(self) -> Problems:
         """/graph against the configuration; fills in what `run` has of it."""

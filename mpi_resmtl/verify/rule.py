@@ -23,6 +23,7 @@ _DIMENSIONS = {
     **dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), ("epoch", "agent")),
     **dict.fromkeys(("regret", "descent"), ("agent",)),
     **dict.fromkeys(("weight", "share", "accumulated"), ("weight_iteration", "edge")),
+    "missing": ("part_iteration", "edge"),
     "seconds": ("weight_iteration", "rank", "phase"),
     "model": ("model_iteration", "agent", "parameter"),
     "model_final": ("agent", "parameter"),
@@ -72,6 +73,8 @@ class RuleOfFile:
                 yield from self._weights(name)
         if self._sound >= set(_PARTS):
             yield from self._parts()
+        if "missing" in self._sound:
+            yield from self._missing()
         yield from self._over_the_run()
         if "seconds" in self._sound:
             yield from self._seconds()
@@ -86,6 +89,7 @@ class RuleOfFile:
             wanted |= {"weight", "seconds"} | ({"share"} if self._rule.reports == "share" else set())
             wanted |= {"accumulated"} if self._rule.judged_by is not None else set()
         wanted |= {"model"} if record.models else set()
+        wanted |= {"missing"} if run.deadline else set()
         if getattr(run.experiment.task, "held_back", 0):
             wanted.add("fresh_loss")
         there = set(self._file.h5[self._at])
@@ -287,7 +291,7 @@ class RuleOfFile:
         run = self._run
         lost = run.from_byzantine.copy()
         lost |= np.isin(run.source, run.normal[self._diverged()])
-        if self._rule.judged_by == "median" or run.tables.get("exchange", {}).get("deadline"):
+        if self._rule.judged_by == "median" or run.deadline:
             lost |= run.source != run.hearer
         return lost
 
@@ -324,6 +328,31 @@ class RuleOfFile:
                 if wrong.any():
                     at = tuple(np.argwhere(wrong)[0])
                     yield f"{self._where(part, scale[rows], at)}: is {values[at]:.6g}"
+                    return
+
+    def _missing(self) -> Problems:
+        """Messages that were late: no more than iterations; all of an agent's where it stood still; without weight."""
+        run, name = self._run, "missing"
+        scale, before = run.scales["part_iteration"], 0
+        weights = self._sound & {"weight"} and self._rule.reports == "weight" and self._use.pre != "bucketing"
+        for rows, values in self._blocks(name):
+            yield from self._silent_edges(name, values, scale[rows])
+            found = values[:, run.into]
+            most = np.diff(scale[rows], prepend=before)[:, None]
+            before = scale[rows][-1]
+            least = found[:, run.own_of]
+            wrong = ~((found >= least) & (found >= 0) & (found <= most) & (found == np.floor(found)))
+            if wrong.any():
+                at = tuple(np.argwhere(wrong)[0])
+                expected = f"a whole number from {max(0, least[at]):g} to {most[at[0], 0]}"
+                yield f"{self._edge(name, scale[rows], at)}: is {found[at]:g}, expected {expected}"
+                return
+            if weights:
+                heard = self._read("weight", rows)[:, run.into] > 0
+                wrong = heard & (found == most) & (run.source != run.hearer)
+                if wrong.any():
+                    at = tuple(np.argwhere(wrong)[0])
+                    yield f"{self._edge('weight', scale[rows], at)}: is above 0, but no message came in time"
                     return
 
     def _over_the_run(self) -> Problems:
@@ -381,7 +410,9 @@ class RuleOfFile:
         for first, stop, ranks in run.segments(self._number):
             for total, each in zip((least, most), run.traffic(ranks), strict=True):
                 total[:ranks] += (stop - first) * each * (1, run.parameters * itemsize)
-        if not ATTACKS[run.experiment.byzantine.attack].omits:
+        if run.deadline:
+            least = np.zeros_like(least)
+        elif not ATTACKS[run.experiment.byzantine.attack].omits:
             least = most
         wrong = (found < least) | (found > most)
         if wrong.any():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -22,11 +21,12 @@ Problems = Iterator[str]
 class RunOfFile:
     """What a file says of its run: configuration, graph and scales."""
 
-    def __init__(self, experiment: Experiment, tables: dict[str, Any], ranks: int, stages: list[dict]):
-        self.experiment, self.tables, self.ranks, self.stages = experiment, tables, ranks, stages
+    def __init__(self, experiment: Experiment, ranks: int, stages: list[dict]):
+        self.experiment, self.ranks, self.stages = experiment, ranks, stages
         self.task, self.rules = experiment.task.name, experiment.rules
         self.order = sorted(self.rules, key=lambda name: self.use(name).rule.name != "none")
         self.position = self.target = self.work = None
+        self.deadline = experiment.exchange.deadline > 0
 
     def use(self, name: str) -> Use:
         """How a rule is used."""

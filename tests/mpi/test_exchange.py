@@ -36,6 +36,8 @@ def marked(source: int, target: int, call: int, parameters: int, dtype: type) ->
 def opened(part: Partition, parameters: int, dtype: type, way: str) -> Exchange:
     """An exchange of messages, in place, or (`mixed`) in place between ranks of two make-believe nodes only."""
     comm = MPI.COMM_WORLD
+    if way == "deadline":
+        return open_exchange(comm, part, parameters, np.dtype(dtype), deadline=60.0)
     if way != "mixed":
         return open_exchange(comm, part, parameters, np.dtype(dtype), way)
     node = comm.Split(comm.rank % 2)
@@ -44,7 +46,7 @@ def opened(part: Partition, parameters: int, dtype: type, way: str) -> Exchange:
     return Exchange(comm, part, parameters, np.dtype(dtype), window)
 
 
-@pytest.mark.parametrize("way", ["off", "on", "mixed"])
+@pytest.mark.parametrize("way", ["off", "on", "mixed", "deadline"])
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize(("parameters", "dtype"), [(2, np.float64), (3372, np.float32)])
 def test_every_row_arrives_in_every_call(density: float, parameters: int, dtype: type, way: str):
