@@ -176,10 +176,16 @@ def _swept(tables: Tables) -> dict[str, list]:
             raise UserError(f"{key} = []: an empty list leaves nothing to run")
         if any(isinstance(item, dict | list) for item in value):
             raise UserError(f"{key} = {value}: expected a list of plain values")
-        twice = [item for place, item in enumerate(value) if item in value[:place]]
+        twice = _twice(value)
         if twice:
             raise UserError(f"{key} = {value} has {twice[0]!r} twice")
     return swept
+
+
+def _twice(values: list) -> list:
+    """Those that were there before."""
+    seen = set()
+    return [value for value in values if value in seen or seen.add(value)]
 
 
 def _holding_lists(kind: type, prefix: str = "") -> set[str]:

@@ -1,6 +1,6 @@
 """Mutated inputs for everything that reads what others wrote: each runs, or is refused in one clear line.
 
-    python tests/fuzz.py --count 10000 [--only stream,config] [--also stream:7] [--seed 0] [--jobs 2] [--keep DIR]
+    python tests/fuzz.py --count 10000 [--only stream,config] [--also stream:7,config:1/38] [--seed 0] [--jobs 2]
     python tests/fuzz.py --only stream --index 1234 --keep DIR
 
 A case is a kind of input and a number, which set all that is done to a small valid input: bits flipped, bytes cut off
@@ -872,19 +872,22 @@ def warm_up() -> None:
         resolve(read(name, ["task.data=stand-in"] if name == "fig2b" else []), name)
 
 
-def cases(count: int, only: list[str]) -> Iterator[tuple[str, int]]:
+def cases(count: int, only: list[str], seed: int) -> Iterator[tuple[str, int, int]]:
     """So many cases, of each kind in turn."""
     for number in range(count):
-        yield only[number % len(only)], number // len(only)
+        yield only[number % len(only)], number // len(only), seed
 
 
-def fuzz(valid: Path, wanted: list[tuple[str, int]], seed: int = 0, keep: Path | None = None) -> list[Outcome]:
-    """What became of each case, in their order."""
-    return [case(valid, name, index, seed, keep) for name, index in wanted]
+def named(words: str, seed: int) -> Iterator[tuple[str, int, int]]:
+    """Cases as the command line names them: kind:index or kind:seed/index."""
+    for word in filter(None, words.split(",")):
+        kind, _, number = word.partition(":")
+        other, _, index = number.rpartition("/")
+        yield kind, int(index), int(other or seed)
 
 
-def _workers(valid: Path, wanted: list[tuple[str, int]], seed: int, keep: Path | None, jobs: int) -> list[Outcome]:
-    """As `fuzz`, in several processes; tells of each case that fails."""
+def _workers(valid: Path, wanted: list[tuple[str, int, int]], keep: Path | None, jobs: int) -> list[Outcome]:
+    """What became of each case, in several processes; tells of each case that fails."""
     import pickle
 
     pipes = []
@@ -892,7 +895,7 @@ def _workers(valid: Path, wanted: list[tuple[str, int]], seed: int, keep: Path |
         reading, writing = os.pipe()
         if os.fork() == 0:
             found = []
-            for number, (name, index) in enumerate(wanted[job::jobs]):
+            for number, (name, index, seed) in enumerate(wanted[job::jobs]):
                 outcome = case(valid, name, index, seed, keep)
                 if outcome.wrong:
                     print(f"{name} {index}: {outcome.wrong}", flush=True)
@@ -914,7 +917,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(KINDS), help="kinds, with commas between them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--index", type=int, help="one case alone, and what it says")
-    parser.add_argument("--also", default="", help="cases besides: kind:index, with commas between them")
+    parser.add_argument("--also", default="", help="cases besides, kind:index or kind:seed/index, with commas")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where inputs of cases that fail are kept")
     asked = parser.parse_args()
@@ -931,9 +934,8 @@ def main() -> int:
             print(outcome.said, end="")
             print(f"status {outcome.status}, {outcome.seconds:.2f} s: {outcome.wrong or 'as it should'}")
             return 1 if outcome.wrong else 0
-        also = [(name, int(index)) for name, index in (word.split(":") for word in asked.also.split(",") if word)]
-        wanted = list(dict.fromkeys([*cases(asked.count, only), *also]))
-        found = _workers(valid, wanted, asked.seed, asked.keep, asked.jobs)
+        wanted = list(dict.fromkeys([*cases(asked.count, only, asked.seed), *named(asked.also, asked.seed)]))
+        found = _workers(valid, wanted, asked.keep, asked.jobs)
     for name in dict.fromkeys(outcome.kind for outcome in found):
         own = [outcome for outcome in found if outcome.kind == name]
         counts = Counter("failed" if o.wrong else "ran" if o.status == 0 else "refused" for o in own)
