@@ -1,9 +1,14 @@
-"""One page of a run, for a browser, with all it needs in itself: curves, network and weights, tables, time, traffic.
+"""One page of a run or a sweep, for a browser, with all it needs in itself.
 
     python analysis/report.py fig1c.h5 -o report.html
+    python analysis/report.py arena -o arena.html
 
-Curves show mean and range over the normal agents, and on a click in the legend each agent; the network shows the
-weights of the messages at the iteration that the slider chooses.
+Of a run: curves, network and weights, tables, time, traffic. Curves show mean and range over the normal agents, and
+on a click in the legend each agent; the network shows the weights of the messages at the iteration that the slider
+chooses.
+
+Of the folder of a sweep: what its rules reached under its attacks beside no cooperation as resilience.py defines it, as
+heat maps, ranking and curves of breakdown, for each measure that was recorded, and every value of every cell.
 """
 
 from __future__ import annotations
@@ -18,15 +23,17 @@ from string import Template
 import matplotlib
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
-from plotly.offline import get_plotlyjs
+import report_sweep
+from report_page import Row, options, page, plots, rounded, section, table, wrong
 from results import BYZANTINE_COLOUR, GROUP_COLOURS, Result, ResultError, command, read, styles
 
-from mpi_resmtl.errors import UserError, printable
+from mpi_resmtl.errors import UserError
 from mpi_resmtl.verify import verify
 
 POINTS, AGENT_POINTS = 250, 60
 """Points of a curve of means, and of one agent's."""
+SAMPLE = 5
+"""Cells of a sweep that are checked where nothing else is asked for."""
 LAST = 100
 """Iterations in the mean of the streaming loss."""
 BINS = 8
@@ -45,33 +52,44 @@ CURVES = {
 LINEAR = ("test_accuracy", "byzantine_weight")
 FINAL = {"test_loss": "test loss", "test_accuracy": "test accuracy", "loss": "streaming loss", "msd": "msd"}
 
-Row = list[str | int | float]
-
 
 def main() -> None:
-    """Read the run and write the page."""
+    """Read the run or the sweep and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="result file")
+    parser.add_argument("of", type=Path, metavar="RUN|DIR", help="result file, or what `mpi-resmtl sweep` wrote")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(report.html)")
+    parser.add_argument(
+        "--verify",
+        type=cells,
+        default=SAMPLE,
+        metavar="N|all",
+        help=f"cells of a sweep that are checked, a second or so each ({SAMPLE})",
+    )
     asked = parser.parse_args()
-    result = read(asked.run)
     try:
-        text = page(asked.run.stem, body(result), network(result))
+        text = report_sweep.of_sweep(asked.of, asked.verify) if asked.of.is_dir() else of_run(asked.of)
     except UserError as error:
         raise ResultError(str(error)) from None
     try:
         asked.output.write_text(text)
     except OSError as error:
         raise ResultError(f"-o {asked.output}: cannot be written: {error.strerror}") from None
-    print(f"wrote {asked.output}, {len(text) / 2**20:.1f} MiB")
+    print(f"wrote {asked.output}, {len(text.encode()) / 2**20:.1f} MiB")
 
 
-def page(title: str, body: str, network: dict | None) -> str:
-    """The whole page."""
-    template = Template(Path(__file__).with_suffix(".html").read_text())
-    # A string in JSON may hold what ends the script it stands in.
-    data = json.dumps(network).replace("</", "<\\/")
-    return template.substitute(title=html.escape(title), body=body, network=data, plotly=get_plotlyjs())
+def cells(text: str) -> int | None:
+    """A number of cells; None for all."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of cells nor 'all'")
+    return int(text)
+
+
+def of_run(path: Path) -> str:
+    """The page of a run."""
+    result = read(path)
+    return page(path.stem, body(result), "report_run.js", network(result))
 
 
 def body(result: Result) -> str:
@@ -79,7 +97,10 @@ def body(result: Result) -> str:
     parts = [
         about(result),
         section("What the rules reached", plots(curves(result))),
-        section("Network and weights", NETWORK.substitute(options=options(weighted(result)), last=steps(result)))
+        section(
+            "Network and weights",
+            NETWORK.substitute(options=options(weighted(result), weighted(result)[-1]), last=steps(result)),
+        )
         if weighted(result)
         else "",
         section("Agents", table(*agents(result), sortable=True) + "<p class=note>Click a column to sort by it.</p>"),
@@ -164,11 +185,6 @@ def curve(result: Result, measure: str, what: str, looks: dict) -> go.Figure:
     return figure
 
 
-def rounded(values: np.ndarray) -> list[float | None]:
-    """Four significant digits, None for what is not finite."""
-    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values.tolist()]
-
-
 def transparent(colour: str) -> str:
     """The colour at an eighth of its strength."""
     red, green, blue = (round(255 * part) for part in matplotlib.colors.to_rgb(colour))
@@ -198,11 +214,6 @@ def chosen(result: Result) -> np.ndarray:
 def steps(result: Result) -> int:
     """The last place of the slider."""
     return len(chosen(result)) - 1
-
-
-def options(rules: list[str]) -> str:
-    """The choices of a select element, the last one chosen."""
-    return "".join(f"<option{' selected' * (rule == rules[-1])}>{html.escape(rule)}</option>" for rule in rules)
 
 
 def network(result: Result) -> dict | None:
@@ -298,48 +309,13 @@ def traffic(result: Result) -> tuple[list[str], list[Row]]:
 def checks(result: Result) -> str:
     """What `mpi-resmtl verify` has looked at, or the first things wrong."""
     verdict = verify(result.path)
-    if not verdict.problems:
-        return f"<p class='checked'>{html.escape(verdict.checked)}</p>"
-    lines = "".join(f"<li>{html.escape(printable(problem))}</li>" for problem in verdict.problems)
-    return f"<ul class='wrong'>{lines}{'<li>and more</li>' * verdict.more}</ul>"
+    return wrong([verdict]) if verdict.problems else f"<p class='checked'>{html.escape(verdict.checked)}</p>"
 
 
 def environment(result: Result) -> str:
     """Versions of all that made the run."""
     versions = json.loads(result.file.attrs["versions"])
     return table(["what", "version"], [[name, str(version)] for name, version in versions.items()])
-
-
-def section(title: str, content: str) -> str:
-    """A heading and what stands under it."""
-    return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def plots(figures: list[go.Figure]) -> str:
-    """Plots side by side where there is room."""
-    parts = []
-    for figure in figures:
-        figure.update_layout(template="plotly_white", height=380, margin=dict(l=60, r=10, t=40, b=40))
-        figure.update_layout(legend=dict(orientation="h", y=-0.25))
-        config = {"responsive": True, "displaylogo": False}
-        parts.append(plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, config=config))
-    return '<div class="plots">' + "".join(f'<div class="plot">{part}</div>' for part in parts) + "</div>"
-
-
-def table(heads: list[str], rows: list[Row], sortable: bool = False) -> str:
-    """A table; what is not a number stands empty."""
-
-    def cell(value: str | int | float) -> str:
-        if isinstance(value, str):
-            return f'<td class="word">{html.escape(value)}</td>'
-        if isinstance(value, int):
-            return f"<td>{value}</td>"
-        return f"<td>{f'{value:.4g}' if np.isfinite(value) else ''}</td>"
-
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    kind = ' class="sortable"' if sortable else ""
-    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from results import Result, ResultError, command, index, read, save, styles
 
+from mpi_resmtl import hdf5
+
 NO_ATTACK, ALONE, BOUND = "none", "none", "oracle"
 """The attack and the rule that others are compared with, and the rule that knows who is normal."""
 CLIP = 100.0
@@ -40,6 +42,8 @@ LAST = 0.2
 COLOURS = LinearSegmentedColormap.from_list(
     "resilience", ["#00543c", "#3f9c76", "#b5dcc8", "#fbfbf8", "#f4c1b4", "#d7543f", "#7d0a16"]
 )
+TICKS = {-2: "1/100 or less", -1: "1/10", 0: "1", 1: "10", 2: "100 or more"}
+"""Words at the colours of these logarithms."""
 UNKNOWN = "#e3e3e3"
 BEST = 3
 """Rules that are drawn with the paper's where none are named."""
@@ -114,22 +118,35 @@ class Sweep:
 
 
 def load(folder: Path, measure: str | None) -> Sweep:
-    """Read the cells of a sweep that are done; ResultError where there is none or a file is not as the index says."""
+    """Read the cells of a sweep that are done, by a measure or the truest that is recorded; else as `load_all`."""
+    return next(iter(load_all(folder, measure and [measure]).values()))
+
+
+def load_all(folder: Path, measures: Sequence[str] | None = None) -> dict[str, Sweep]:
+    """Read the cells of a sweep that are done by each of these measures, or all that are recorded, the truest first.
+
+    ResultError where no cell is done, or a file is not as the index says.
+    """
     rows, swept = index(folder)
     states = Counter(row["state"] for row in rows if row["state"] != "done")
     done = [row for row in rows if row["state"] == "done"]
     words = ", ".join(f"{number} {state}" for state, number in states.items())
     if not done:
         raise ResultError(f"{folder / 'index.csv'}: no cell is done ({words})")
-    cells, studies, stand_in = [], set(), False
-    for row in done:
-        result = read(folder / row["file"])
-        measure = measure or _truest(result)
+    cells: dict[str, list[Cell]] = {}
+    studies, stand_in = set(), False
+    for row, path in zip(done, hdf5.examined(folder / row["file"] for row in done), strict=True):
+        result = read(path)
+        measures = measures or measured(result)
+        if not measures:
+            raise ResultError(f"{result.path}: has none of the measures {', '.join(MEASURES)}")
         studies.add((result.task["name"], result.agents, tuple(rule for rule in result.rules if rule != ALONE)))
         stand_in |= result.stand_in
         setting = tuple(row[key] for key in swept)
-        values = {rule: value(result, rule, measure) for rule in (ALONE, *result.rules)}
-        cells.append(Cell(setting, int(row["byzantine.count"]), row["byzantine.attack"], int(row["seed"]), values))
+        for measure in measures:
+            values = {rule: value(result, rule, measure) for rule in (ALONE, *result.rules)}
+            cell = Cell(setting, int(row["byzantine.count"]), row["byzantine.attack"], int(row["seed"]), values)
+            cells.setdefault(measure, []).append(cell)
         result.file.close()
     if len(studies) > 1:
         raise ResultError(f"{folder}: its cells differ in their study, agents or rules")
@@ -137,14 +154,14 @@ def load(folder: Path, measure: str | None) -> Sweep:
     if not rules:
         raise ResultError(f"{folder}: has no rule but {ALONE}")
     left_out = f"{len(rows) - len(done)} of {len(rows)} cells are not done: {words}" if states else ""
-    return Sweep(study, agents, swept, MEASURES[measure], rules, cells, left_out, stand_in)
+    return {
+        name: Sweep(study, agents, swept, MEASURES[name], rules, found, left_out, stand_in)
+        for name, found in cells.items()
+    }
 
 
-def _truest(result: Result) -> str:
-    return _measured(result)[0]
-
-
-def _measured(result: Result) -> list[str]:
+def measured(result: Result) -> list[str]:
+    """The measures that the run has recorded, the truest first."""
     recorded = result.file[f"rule/{result.rules[0]}"]
     return [name for name, measure in MEASURES.items() if measure.dataset in recorded]
 
@@ -154,7 +171,11 @@ def value(result: Result, rule: str, name: str) -> float:
     measure = MEASURES[name]
     if rule == ALONE and ALONE not in result.rules:
         raise ResultError(f"{result.path}: has no rule {ALONE!r} to compare with; it has {', '.join(result.rules)}")
-    recorded = result.dataset(rule, measure.dataset, f"; it has {', '.join(_measured(result))}")
+    if measure.dataset not in result.file[f"rule/{rule}"]:
+        raise ResultError(
+            f"{result.path}: rule {rule!r} has no recorded {measure.dataset}; it has {', '.join(measured(result))}"
+        )
+    recorded = result.dataset(rule, measure.dataset)
     (scale,) = recorded.dims[0].values()
     moment = scale[()]
     rows = recorded[int(np.searchsorted(moment, (1 - LAST) * moment[-1], side="right")) :]
@@ -169,6 +190,12 @@ def over_seeds(cells: Iterable[Cell], rule: str) -> float:
     if not ratios or any(math.isnan(ratio) for ratio in ratios):
         return math.nan
     return geometric_mean(ratios)
+
+
+def seed_range(cells: Iterable[Cell], rule: str) -> tuple[float, float]:
+    """The rule's least and largest ratio; NaN where there is none."""
+    ratios = [ratio for cell in cells if not math.isnan(ratio := cell.ratio(rule))]
+    return (min(ratios), max(ratios)) if ratios else (math.nan, math.nan)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
@@ -202,7 +229,7 @@ def score(sweep: Sweep, setting: tuple[str, ...], attackers: int, rule: str) -> 
         if not math.isnan(ratio):
             by_seed.setdefault(cell.seed, []).append(min(max(ratio, 1 / CLIP), CLIP))
     scores = [geometric_mean(ratios) for ratios in by_seed.values()] or [math.nan]
-    attacks = {attack: over_seeds(sweep.select(setting, attackers, attack), rule) for attack in _attacks(cells)}
+    attacks = {attack: over_seeds(sweep.select(setting, attackers, attack), rule) for attack in attacks_in(cells)}
     known = {attack: ratio for attack, ratio in attacks.items() if not math.isnan(ratio)} or attacks
     worst = max(known, key=known.__getitem__)
     return Score(
@@ -223,14 +250,15 @@ def ranking(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> list[Scor
     return sorted(scores, key=lambda score: (score.rule != BOUND, score.mean, score.worst_ratio, score.rule))
 
 
-def _attacks(cells: Iterable[Cell]) -> list[str]:
+def attacks_in(cells: Iterable[Cell]) -> list[str]:
+    """The attacks of cells, each once."""
     return list(dict.fromkeys(cell.attack for cell in cells))
 
 
 def columns(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> list[tuple[str, int]]:
     """Attack and attackers of each column of a heat map: no attack, then those that harm rules least come first."""
     harm = {}
-    for attack in _attacks(sweep.select(setting, attackers)):
+    for attack in attacks_in(sweep.select(setting, attackers)):
         cells = sweep.select(setting, attackers, attack)
         ratios = np.array([over_seeds(cells, rule) for rule in sweep.rules])
         harm[attack] = np.nanmean(np.log(np.clip(ratios, 1 / CLIP, CLIP))) if np.isfinite(ratios).any() else math.inf
@@ -251,6 +279,12 @@ def short(ratio: float) -> str:
     return f"{ratio:.0f}" if ratio < 999.5 else f"{ratio:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
+def strength(ratios: np.ndarray) -> np.ndarray:
+    """The ratios' decimal logarithm, which colours show, up to that of CLIP."""
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log10(ratios), -math.log10(CLIP), math.log10(CLIP))
+
+
 def draw_matrix(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> Figure:
     """Rules, the best first, and attacks, the mildest first."""
     scores, across = ranking(sweep, setting, attackers), columns(sweep, setting, attackers)
@@ -260,8 +294,7 @@ def draw_matrix(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> Figur
     figure = Figure(figsize=(max(7.5, 2.9 + 0.42 * len(across)), 3.0 + 0.235 * len(scores)), layout="constrained")
     axes = figure.subplots()
     norm = Normalize(-math.log10(CLIP), math.log10(CLIP))
-    with np.errstate(divide="ignore"):
-        shade = norm(np.clip(np.log10(ratios), norm.vmin, norm.vmax))
+    shade = norm(strength(ratios))
     colours = COLOURS(shade)
     colours[np.isnan(ratios)] = (*(int(UNKNOWN[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0)
     axes.imshow(colours, aspect="auto", interpolation="none")
@@ -285,7 +318,7 @@ def draw_matrix(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> Figur
     bar = figure.colorbar(
         ScalarMappable(norm, COLOURS), ax=axes, location="bottom", aspect=50, shrink=0.75, pad=0.015, fraction=0.03
     )
-    bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/100 or less", "1/10", "1", "10", "100 or more"])
+    bar.set_ticks(list(TICKS), labels=list(TICKS.values()))
     bar.outline.set_visible(False)
     bar.set_label(_legend(sweep, sweep.rules), fontsize=8.5, linespacing=1.5, labelpad=6)
     return figure
@@ -302,10 +335,11 @@ def _separate(axes: Axes, shape: tuple[int, int], after_row: bool, after_column:
 
 def _heading(sweep: Sweep, setting: tuple[str, ...], attackers: int) -> str:
     who = f"{attackers} of {sweep.agents} agents Byzantine" if attackers else "no attack"
-    return f"{_title(sweep, setting)}, {who}\n{sweep.measure.label} relative to no cooperation"
+    return f"{title_of(sweep, setting)}, {who}\n{sweep.measure.label} relative to no cooperation"
 
 
-def _title(sweep: Sweep, setting: tuple[str, ...]) -> str:
+def title_of(sweep: Sweep, setting: tuple[str, ...]) -> str:
+    """The study and the setting in words."""
     extra = "".join(f", {key} = {text}" for key, text in zip(sweep.swept, setting, strict=True))
     return sweep.study.replace("-", " ").capitalize() + extra
 
@@ -346,7 +380,7 @@ def draw_ranking(sweep: Sweep, setting: tuple[str, ...], numbers: Sequence[int])
     axes.set_xticks([0.01, 0.1, 1, 10, 100], labels=["≤ 1/100", "1/10", "1", "10", "≥ 100"])
     axes.minorticks_off()
     axes.set_xlabel(f"{sweep.measure.label} relative to no cooperation,\ngeometric mean over the attacks")
-    axes.set_title(_title(sweep, setting) + "; dot: mean of the seeds, line: their range", fontsize=10)
+    axes.set_title(title_of(sweep, setting) + "; dot: mean of the seeds, line: their range", fontsize=10)
     figure.legend(loc="outside lower center", ncols=len(numbers))
     return figure
 
@@ -354,15 +388,17 @@ def draw_ranking(sweep: Sweep, setting: tuple[str, ...], numbers: Sequence[int])
 def draw_breakdown(sweep: Sweep, setting: tuple[str, ...], rules: Sequence[str]) -> Figure:
     """The measure against the share of attackers, a panel an attack; mean of the seeds as a line, range as a band."""
     numbers = sorted({cell.attackers for cell in sweep.select(setting)})
-    attacks = [attack for attack in _attacks(sweep.select(setting)) if attack != NO_ATTACK]
+    attacks = [attack for attack in attacks_in(sweep.select(setting)) if attack != NO_ATTACK]
     wide = min(5, len(attacks))
     high = -(-len(attacks) // wide)
     figure = Figure(figsize=(0.8 + 2.3 * wide, 1.3 + 1.75 * high), layout="constrained")
     panels = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).ravel()
-    limits = _limits(sweep, setting, rules)
+    limits = axis_limits(sweep, setting, rules)
     for axes, attack in zip(panels, attacks, strict=False):
         for rule, style in styles(rules).items():
-            share, mean, least, largest = _curve(sweep, setting, attack, rule, limits)
+            numbers_of_rule, *three = zip(*over_numbers(sweep, setting, attack, rule), strict=True)
+            share = [100 * number / sweep.agents for number in numbers_of_rule]
+            mean, least, largest = (drawable(values, limits) for values in three)
             axes.fill_between(share, least, largest, **style.band)
             axes.plot(share, mean, marker="o", markersize=2.4, clip_on=True, **style.line)
         axes.set_title(attack, fontsize=9.5)
@@ -375,12 +411,12 @@ def draw_breakdown(sweep: Sweep, setting: tuple[str, ...], rules: Sequence[str])
             axes.set_xlabel("% Byzantine", fontsize=9)
     figure.supylabel(sweep.measure.label, fontsize=10)
     lines = [Line2D([], [], **style.line) for style in styles(rules).values()]
-    title = _title(sweep, setting) + "; line: mean of the seeds; band: their range"
+    title = title_of(sweep, setting) + "; line: mean of the seeds; band: their range"
     figure.legend(handles=lines, title=title, loc="outside lower center", ncols=min(5, len(lines)))
     return figure
 
 
-def _limits(sweep: Sweep, setting: tuple[str, ...], rules: Sequence[str]) -> tuple[float, float]:
+def axis_limits(sweep: Sweep, setting: tuple[str, ...], rules: Sequence[str]) -> tuple[float, float]:
     """What a log axis has to show of the rules, but not far from no cooperation: one rule must not flatten the rest."""
     found = np.array([[cell.values[rule] for rule in (ALONE, *rules)] for cell in sweep.select(setting)])
     usual = float(np.median(found[:, 0]))
@@ -390,17 +426,27 @@ def _limits(sweep: Sweep, setting: tuple[str, ...], rules: Sequence[str]) -> tup
     return max(0.7 * float(found.min()), SPAN[0] * usual), min(1.5 * float(found.max()), SPAN[1] * usual)
 
 
-def _curve(sweep: Sweep, setting: tuple[str, ...], attack: str, rule: str, limits: tuple[float, float]):
-    """Share of attackers in percent and mean, least and largest value; what is not finite is far above the limits."""
+def over_numbers(
+    sweep: Sweep, setting: tuple[str, ...], attack: str, rule: str
+) -> list[tuple[int, float, float, float]]:
+    """For each number of attackers of an attack: it, and mean, least and largest value over the seeds."""
     found = {}
     for cell in sweep.select(setting):
         if cell.attack in (attack, NO_ATTACK):
-            value = cell.values[rule]
-            found.setdefault(cell.attackers, []).append(value if math.isfinite(value) else 1e6 * limits[1])
-    numbers = sorted(found)
-    share = [100 * number / sweep.agents for number in numbers]
-    three = [[function(found[number]) for number in numbers] for function in (np.mean, min, max)]
-    return share, *(np.clip(values, limits[0] * 1e-3, limits[1] * 1e6) for values in three)
+            found.setdefault(cell.attackers, []).append(cell.values[rule])
+    return [(n, *mean_and_range(found[n])) for n in sorted(found)]
+
+
+def mean_and_range(values: list[float]) -> tuple[float, float, float]:
+    """Mean, least and largest; what is not finite is infinite."""
+    known = [value if math.isfinite(value) else math.inf for value in values]
+    with np.errstate(over="ignore"):
+        return float(np.mean(known)), min(known), max(known)
+
+
+def drawable(values: Sequence[float], limits: tuple[float, float]) -> np.ndarray:
+    """Values as a log axis with these limits can take them: what is infinite or 0 is far outside."""
+    return np.clip(values, limits[0] * 1e-3, limits[1] * 1e6)
 
 
 def write_numbers(sweep: Sweep, settings: list[tuple[str, ...]], folder: Path) -> None:
@@ -415,7 +461,7 @@ def write_numbers(sweep: Sweep, settings: list[tuple[str, ...]], folder: Path) -
     scores = [
         [*setting, n, place, s.rule, s.mean, s.least, s.largest, s.helps, s.attacks, s.worst, s.worst_ratio]
         for setting in settings
-        for n in _numbers(sweep, setting)
+        for n in attacked_by(sweep, setting)
         for place, s in enumerate(ranking(sweep, setting, n), start=1)
     ]
     names = ["attackers", "place", "rule", "score", "least", "largest", "helps", "attacks", "worst attack", "worst"]
@@ -428,7 +474,7 @@ def _write_csv(path: Path, names: list[str], rows: list[list]) -> None:
     print(f"wrote {path}")
 
 
-def _numbers(sweep: Sweep, setting: tuple[str, ...]) -> list[int]:
+def attacked_by(sweep: Sweep, setting: tuple[str, ...]) -> list[int]:
     """The numbers of attackers that a figure is drawn for; 0 only where there is no other."""
     found = sorted({cell.attackers for cell in sweep.select(setting)})
     return [number for number in found if number] or found
@@ -446,9 +492,9 @@ def write_markdown(sweep: Sweep, settings: list[tuple[str, ...]], path: Path) ->
         f"{CLIP:.0f}, its range that over the seeds.\n"
     )
     for setting in settings:
-        for attackers in _numbers(sweep, setting):
+        for attackers in attacked_by(sweep, setting):
             who = f"{attackers} of {sweep.agents} agents Byzantine" if attackers else "no attack"
-            parts.append(f"## {_title(sweep, setting)}, {who}\n")
+            parts.append(f"## {title_of(sweep, setting)}, {who}\n")
             scores, across = ranking(sweep, setting, attackers), columns(sweep, setting, attackers)
             rows = [
                 [s.rule, f"{s.mean:.3g}", f"{s.least:.3g} to {s.largest:.3g}", f"{s.helps} of {s.attacks}",
@@ -493,12 +539,12 @@ def main() -> None:
 
     sweep = load(asked.folder, asked.measure)
     settings = list(dict.fromkeys(cell.setting for cell in sweep.cells))
-    curves = {setting: chosen(sweep, asked.rules, setting, _numbers(sweep, setting)[-1]) for setting in settings}
+    curves = {setting: chosen(sweep, asked.rules, setting, attacked_by(sweep, setting)[-1]) for setting in settings}
     if sweep.left_out:
         print(f"note: {sweep.left_out}")
     for setting in settings:
         suffix = "".join(f"-{text}" for text in setting)
-        numbers = _numbers(sweep, setting)
+        numbers = attacked_by(sweep, setting)
         for attackers in numbers:
             figure = draw_matrix(sweep, setting, attackers)
             save(figure, asked.output, f"resilience{suffix}-{attackers}", sweep.stand_in)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
@@ -95,12 +96,12 @@ class Result:
         if rule not in self.rules:
             raise ResultError(f"{self.path}: has no rule {rule!r}; it has {', '.join(self.rules)}")
 
-    def dataset(self, rule: str, name: str, hint: str = "") -> h5py.Dataset:
+    def dataset(self, rule: str, name: str) -> h5py.Dataset:
         """/rule/RULE/NAME, or ResultError."""
         self.require(rule)
         found = self.file.get(f"rule/{rule}/{name}")
         if found is None:
-            raise ResultError(f"{self.path}: rule {rule!r} has no recorded {name}{hint}")
+            raise ResultError(f"{self.path}: rule {rule!r} has no recorded {name}")
         return found
 
 
@@ -184,12 +185,19 @@ def index(folder: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
     path = folder / "index.csv"
     if not path.is_file():
         raise ResultError(f"{folder}: is not the folder of a sweep: it has no index.csv")
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        rows, names = list(reader), tuple(reader.fieldnames or ())
+    try:
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), tuple(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ResultError(f"{path}: cannot be read: {error}") from None
     missing = [name for name in (*_FIXED, "file", "state") if name not in names]
     if missing or not rows:
         raise ResultError(f"{path}: is not the index of a sweep: it has no {missing[0] if missing else 'cell'}")
+    for line, row in enumerate(rows, start=2):
+        numbers = (row["seed"], row["byzantine.count"])
+        if None in row or None in row.values() or not all(re.fullmatch("[0-9]{1,18}", n) for n in numbers):
+            raise ResultError(f"{path}: is damaged: line {line} is no cell")
     return rows, tuple(name for name in names if name not in (*_FIXED, *_FOLLOWING))
 
 

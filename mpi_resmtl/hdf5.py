@@ -7,9 +7,11 @@ what is used are checked here, before anything is allocated for it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from mpi_resmtl.errors import UserError
 
 _PATIENCE = 20
 """How much longer than its processor time an examination may take, on a machine that is busy or a disk that is slow."""
+_TOGETHER = 24
+"""Files that a process examines one after the other."""
 _AT_ONCE = 4 << 20
 """Numbers whose values are checked at a time."""
 
@@ -50,18 +54,15 @@ def examine(name: str | Path) -> None:
         found = path.stat()
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}") from None
-    state = (str(path.absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    if state in _examined:
+    if _state(path, found) in _examined:
         return
-    # -P: a file beside the examiner, or in the working folder, is not to be imported in place of a library.
-    command = [sys.executable, "-P", hdf5_examiner.__file__, str(path)]
-    allowed = _PATIENCE * (hdf5_examiner.SECONDS + found.st_size // hdf5_examiner.BYTES_A_SECOND)
+    allowed = _allowed([found])
     try:
-        done = subprocess.run(command, capture_output=True, timeout=allowed, stdin=subprocess.DEVNULL)
+        done = _examiner([path], allowed)
     except subprocess.TimeoutExpired:
         raise UserError(f"{name}: cannot be read to its end in {allowed} s") from None
     if done.returncode == 0:
-        _examined.add(state)
+        _examined.add(_state(path, found))
         return
     said = done.stdout.decode(errors="replace").strip().splitlines()
     if done.returncode == 1 and said:
@@ -70,6 +71,43 @@ def examine(name: str | Path) -> None:
         raise UserError(f"{name}: damaged: the HDF5 library fails on it (signal {-done.returncode})")
     why = done.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
     raise UserError(f"{name}: cannot be examined: {why[-1]}")
+
+
+def examined(names: Iterable[str | Path]) -> Iterator[Path]:
+    """Many files in their order, examined by a few processes, so that `examine` need not start one for each.
+
+    A file that something is wrong with comes too; `examine` will say it.
+    """
+    paths = [Path(name) for name in names]
+    parts = [paths[first : first + _TOGETHER] for first in range(0, len(paths), _TOGETHER)]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for part, _ in zip(parts, pool.map(_examine_part, parts), strict=True):
+            yield from part
+
+
+def _examine_part(paths: list[Path]) -> None:
+    """Examine files in one process; if all is well with all of them, that is known from now on."""
+    try:
+        found = [path.stat() for path in paths if path.is_file()]
+        if len(found) == len(paths) and _examiner(paths, _allowed(found)).returncode == 0:
+            _examined.update(map(_state, paths, found))
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return
+
+
+def _state(path: Path, found: os.stat_result) -> tuple:
+    return (str(path.absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _allowed(found: list[os.stat_result]) -> int:
+    """Seconds that the examination of files may take."""
+    return _PATIENCE * sum(hdf5_examiner.SECONDS + f.st_size // hdf5_examiner.BYTES_A_SECOND for f in found)
+
+
+def _examiner(paths: list[Path], seconds: int) -> subprocess.CompletedProcess:
+    # -P: a file beside the examiner, or in the working folder, is not to be imported in place of a library.
+    command = [sys.executable, "-P", hdf5_examiner.__file__, *map(str, paths)]
+    return subprocess.run(command, capture_output=True, timeout=seconds, stdin=subprocess.DEVNULL)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Reads an HDF5 file to its end, in a process of its own: `python hdf5_examiner.py FILE`.
+"""Reads HDF5 files to their ends, in a process of its own: `python hdf5_examiner.py FILE...`.
 
 The HDF5 library crashes, loops or asks for any amount of memory on files that are damaged or made to harm. Here that
-hurts nobody. Exit status 0: everything in the file can be read, and nothing in it leads out of it or is larger than
-what the file can hold; 1: it cannot or does, and standard output says what. Imports nothing of the package, so that it
-runs by its path alone.
+hurts nobody. Exit status 0: everything in the files can be read, and nothing in one leads out of it or is larger than
+what it can hold; 1: it cannot or does, and standard output says what of the first such file. Imports nothing of the
+package, so that it runs by its path alone.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class Refused(Exception):
     """What is wrong with the file, in one line."""
 
 
-def main(path: str) -> int:
-    """Examine the file; -> exit status."""
-    size = os.stat(path).st_size
-    seconds = SECONDS + size // BYTES_A_SECOND
+def main(paths: list[str]) -> int:
+    """Examine the files; -> exit status."""
+    seconds = sum(SECONDS + os.stat(path).st_size // BYTES_A_SECOND for path in paths)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        with h5py.File(path, "r") as file:
-            _walk(file, size)
+        for path in paths:
+            with h5py.File(path, "r") as file:
+                _walk(file, os.stat(path).st_size)
     except Refused as refused:
         print(refused)
     except MemoryError:
@@ -68,10 +68,10 @@ def main(path: str) -> int:
 
 def _walk(file: h5py.File, size: int) -> None:
     """Visit every object once, from the root on."""
-    seen, waiting = set(), [(file, "/", 0)]
+    seen, waiting = set(), [(file, "/", 0, _address(file))]
     while waiting:
-        item, name, depth = waiting.pop()
-        seen.add(_address(item))
+        item, name, depth, address = waiting.pop()
+        seen.add(address)
         if len(seen) > OBJECTS:
             raise Refused(f"holds more than {OBJECTS} objects")
         _attributes(item, name)
@@ -94,8 +94,8 @@ def _walk(file: h5py.File, size: int) -> None:
                 kind = {h5py.SoftLink: "a soft link", h5py.ExternalLink: "an external link"}
                 raise Refused(f"{below} is {kind.get(type(link), 'a link')}, which is not followed")
             child = item[key]
-            if _address(child) not in seen:
-                waiting.append((child, below, depth + 1))
+            if (address := _address(child)) not in seen:
+                waiting.append((child, below, depth + 1, address))
 
 
 def _address(item: h5py.HLObject) -> int:
@@ -103,13 +103,14 @@ def _address(item: h5py.HLObject) -> int:
 
 
 def _attributes(item: h5py.HLObject, name: str) -> None:
-    if len(item.attrs) > ATTRIBUTES:
+    attributes = item.attrs
+    if len(attributes) > ATTRIBUTES:
         raise Refused(f"{name} has more than {ATTRIBUTES} attributes")
-    for key in item.attrs:
-        bytes_ = item.attrs.get_id(key).get_storage_size()
+    for key in attributes:
+        bytes_ = attributes.get_id(key).get_storage_size()
         if bytes_ > LARGEST_ATTRIBUTE:
             raise Refused(f"attribute {key} of {name} has {bytes_} bytes, more than {LARGEST_ATTRIBUTE}")
-        value = item.attrs[key]
+        value = attributes[key]
         if isinstance(value, str | bytes) and len(value) > LARGEST_ATTRIBUTE:
             raise Refused(f"attribute {key} of {name} has {len(value)} characters, more than {LARGEST_ATTRIBUTE}")
 
@@ -128,29 +129,32 @@ def _dataset(item: h5py.Dataset, name: str, size: int) -> None:
     if len(set(filters)) < len(filters):
         raise Refused(f"{name} is packed twice by the same filter")
     try:
-        dtype = item.dtype
+        dtype, shape = item.dtype, item.shape
     except TypeError:  # numpy has no such type, so nobody can read it
         return
-    if item.shape is None or dtype.kind not in "biufS":
+    if shape is None or dtype.kind not in "biufS":
         return
-    declared, stored = dtype.itemsize * _product(item.shape), min(item.id.get_storage_size(), size)
+    declared, stored = dtype.itemsize * _product(shape), min(item.id.get_storage_size(), size)
     if declared > SMALL and declared > stored * (EXPANSION if filters else 1):
         raise Refused(f"{name} declares {declared} bytes, but the file holds {stored} of it")
-    chunk = dtype.itemsize * _product(item.chunks) if item.chunks else 0
+    chunk = dtype.itemsize * _product(chunks) if (chunks := item.chunks) else 0
     if chunk > max(BLOCK, 2 * declared):
         raise Refused(f"{name} is cut in chunks of {chunk} bytes, but has {declared}")
-    if 0 in item.shape:
+    if 0 in shape:
         return
-    if item.ndim == 0:
+    if not shape:
         item[()]
         return
-    row = dtype.itemsize * _product(item.shape[1:])
-    rows = min(max(1, BLOCK // row), item.shape[0])
+    row = dtype.itemsize * _product(shape[1:])
+    rows = min(max(1, BLOCK // row), shape[0])
     if row > MEMORY // 4:
         raise Refused(f"{name} has rows of {row} bytes")
-    buffer = np.empty((rows, *item.shape[1:]), dtype)
-    for first in range(0, item.shape[0], rows):
-        count = min(rows, item.shape[0] - first)
+    buffer = np.empty((rows, *shape[1:]), dtype)
+    if rows == shape[0]:
+        item.id.read(h5py.h5s.ALL, h5py.h5s.ALL, buffer)
+        return
+    for first in range(0, shape[0], rows):
+        count = min(rows, shape[0] - first)
         item.read_direct(buffer, np.s_[first : first + count], np.s_[:count])
 
 
@@ -163,4 +167,4 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,23 @@ def test_a_changed_file_is_examined_anew(tmp_path: Path):
     with h5py.File(path, "r+") as file:
         deep(file)
     refused(path, "groups deep")
+
+
+def test_many_files_are_examined_by_few_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    good = [write_stream(tmp_path / f"stream{k}.h5", "location") for k in range(30)]
+    started = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: started.append(words) or run(*words, **options))
+    for path in hdf5.examined(good):
+        hdf5.examine(path)
+    assert len(started) == 2
+    bad = write_stream(tmp_path / "bad.h5", "location")
+    with h5py.File(bad, "r+") as file:
+        deep(file)
+    few = [tmp_path / "nothing.h5", bad]
+    assert list(hdf5.examined(few)) == few
+    refused(bad, "groups deep")
+    refused(few[0], "no such file")
 
 
 BROKEN = [

@@ -1,15 +1,18 @@
-"""The page of a run works in a real browser, wide and narrow, with no network."""
+"""The pages of a run and of a sweep work in a real browser, wide and narrow, with no network."""
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import pytest
 from mpirun import mpirun
 from test_figures import assert_refused, image, script
+from test_resilience import SWEEP, relative
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MEGABYTE = 1_000_000
@@ -41,19 +44,55 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(params=[(1440, 900), (390, 844)], ids=["wide", "narrow"])
-def page(request: pytest.FixtureRequest, browser, report: Path) -> Iterator:
-    """The page, opened; nothing may be fetched and nothing may go wrong in it."""
-    width, height = request.param
-    opened = browser.new_page(viewport={"width": width, "height": height})
+def size(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """Width and height of a window."""
+    return request.param
+
+
+@contextmanager
+def opened(browser, path: Path, size: tuple[int, int], drawn: str) -> Iterator:
+    """A page, when the selector `drawn` is there; nothing may be fetched and nothing may go wrong in it."""
+    width, height = size
+    page = browser.new_page(viewport={"width": width, "height": height})
     wrong: list[str] = []
-    opened.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith("http") else None)
-    opened.goto(report.as_uri())
-    opened.wait_for_selector("#network .scatterlayer .trace")
-    yield opened
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith("http") else None)
+    page.goto(path.as_uri())
+    page.wait_for_selector(drawn)
+    yield page
     assert wrong == []
-    opened.close()
+    page.close()
+
+
+@pytest.fixture
+def page(size: tuple[int, int], browser, report: Path) -> Iterator:
+    """The page of a run."""
+    with opened(browser, report, size, "#network .scatterlayer .trace") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a small sweep, with one cell that is said to have failed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "small.toml").write_text(SWEEP.replace("count = [0, 20]", "count = [0, 10, 20]"))
+    done = mpirun(2, "sweep", folder / "small.toml", "--output", folder / "cells")
+    assert done.returncode == 0, done.stderr
+    index = folder / "cells" / "index.csv"
+    lines = index.read_text().splitlines()
+    lines[-1] = lines[-1].replace(",done,", ",failed,") + "OSError: <no> space"
+    index.write_text("\n".join(lines) + "\n")
+    done = script("report", folder / "cells", "-o", folder / "report.html", "--verify", "2")
+    assert done.returncode == 0, done.stderr
+    return folder / "cells"
+
+
+@pytest.fixture
+def arena(size: tuple[int, int], browser, sweep: Path) -> Iterator:
+    """The page of a sweep."""
+    with opened(browser, sweep.with_name("report.html"), size, "#map .heatmaplayer image") as found:
+        yield found
 
 
 def weights_drawn(page) -> list[list]:
@@ -115,3 +154,108 @@ def test_a_page_that_cannot_be_made_is_refused_in_a_line(report: Path, tmp_path:
     run = report.with_name("run.h5")
     assert_refused(script("report", tmp_path / "none.h5"), "none.h5", "no such file")
     assert_refused(script("report", run, "-o", tmp_path / "nowhere" / "report.html"), "nowhere", "cannot be written")
+
+
+def heat_map(page) -> dict:
+    """What the heat map shows."""
+    trace, x, y = "document.getElementById('map').data[0]", "x", "y"
+    return {name: page.evaluate(f"{trace}.{name}") for name in (x, y, "z", "text", "customdata")}
+
+
+def rows(page, table: str) -> list[list[str]]:
+    """The text of the cells of a table's body."""
+    cells = (
+        f"[...document.querySelector('{table}').tBodies[0].rows].map((row) => [...row.cells].map((c) => c.textContent))"
+    )
+    return page.evaluate(cells)
+
+
+def test_the_page_of_a_sweep_is_small_drawn_and_as_wide_as_the_window(arena, sweep: Path, tmp_path: Path):
+    assert sweep.with_name("report.html").stat().st_size < 15 * MEGABYTE
+    arena.screenshot(path=tmp_path / "page.png")
+    assert image.imread(tmp_path / "page.png")[..., :3].std() > 0.05
+    assert arena.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert arena.locator(".plot .main-svg").count() > 3
+
+
+def test_measure_and_attackers_change_the_heat_map(arena, sweep: Path):
+    first = heat_map(arena)
+    assert first["x"][0] == "no attack"
+    assert set(first["x"][1:]) == {"uniform", "null-space"}
+    assert set(first["y"]) == {"average", "loss"}
+    arena.get_by_role("button", name="20 attackers").click()
+    second = heat_map(arena)
+    assert second["z"] != first["z"]
+    arena.locator("#measure").select_option("true risk")
+    third = heat_map(arena)
+    assert third["z"] != second["z"]
+    said = third["customdata"][third["y"].index("average")][third["x"].index("uniform")]
+    both = [relative(sweep / f"uniform-20-seed{seed}.h5", "average", "risk_after") for seed in (0, 1)]
+    mean = (both[0] * both[1]) ** 0.5
+    assert f"ratio {mean:.3g} (seeds: {min(both):.3g} to {max(both):.3g})" in said
+    assert "uniform, 20 of 100 Byzantine" in said
+
+
+def test_curves_of_rules_are_shown_and_hidden(arena):
+    shown = "document.getElementById('breakdown').data.filter((t) => t.visible).map((t) => t.name)"
+    assert arena.evaluate(shown) == ["none", "average", "loss"]
+    arena.locator("#legend button", has_text="average").click()
+    assert arena.evaluate(shown) == ["none", "loss"]
+    points = arena.evaluate("document.getElementById('breakdown').data[0].x")
+    assert points == [0, 10, 20]
+    before = arena.evaluate("document.getElementById('breakdown').data[2].y")
+    arena.locator("#attack").select_option("null-space")
+    assert arena.evaluate("document.getElementById('breakdown').data[2].y") != before
+    assert arena.evaluate(shown) == ["none", "loss"]
+
+
+def test_ranking_and_cells_sort_up_and_down(arena):
+    for table, column in (("#ranking", 2), ("#ranking", 1), ("#cells", 4), ("#cells", 3)):
+        head = arena.locator(f"{table} th").nth(column)
+        for down in (False, True):
+            head.click()
+            found = [row[column] for row in rows(arena, table)]
+            numbers = [float(text) for text in found] if column in (2, 4) else found
+            assert len(found) >= 2
+            assert numbers == sorted(numbers, reverse=down)
+
+
+def test_cells_are_found_by_words_and_by_a_click_in_the_heat_map(arena, sweep: Path):
+    with open(sweep / "index.csv", newline="") as file:
+        done = [row["file"] for row in csv.DictReader(file) if row["state"] == "done"]
+    assert len(rows(arena, "#cells")) == 3 * len(done)
+    arena.locator("#filter").fill("loss uniform 20")
+    found = rows(arena, "#cells")
+    assert [row[-1] for row in found] == ["uniform-20-seed0.h5", "uniform-20-seed1.h5"]
+    for row in found:
+        assert float(row[5]) == pytest.approx(relative(sweep / row[-1], "loss", "msd"), rel=1e-3)
+    arena.locator("#map .nsewdrag").click()
+    assert len({(row[0], row[1], row[3]) for row in rows(arena, "#cells")}) == 1
+
+
+def test_the_page_of_a_sweep_says_what_it_is_and_what_is_missing(sweep: Path):
+    text = sweep.with_name("report.html").read_text()
+    assert "9 of 10 cells done" in text
+    missing = text.split("<h2>1 cell not done</h2>")[1].split("</section>")[0]
+    assert "null-space-20-seed1" in missing
+    assert "OSError: &lt;no&gt; space" in missing
+    assert "target-localization" in text.split("<h2>The sweep</h2>")[1]
+    assert "2 of 9 finished cells checked, 0 with something wrong" in text
+    assert "numpy" in text.split("<h2>Environment</h2>")[1]
+
+
+def test_a_sweep_that_no_page_can_be_made_of_is_refused_in_a_line(sweep: Path, tmp_path: Path):
+    copy = tmp_path / "cells"
+    shutil.copytree(sweep, copy)
+    assert_refused(script("report", tmp_path), str(tmp_path), "not the folder of a sweep")
+    (copy / "sweep.toml").unlink()
+    assert_refused(script("report", copy), "not the folder of a sweep", "sweep.toml")
+    shutil.copy(sweep / "sweep.toml", copy)
+    with h5py.File(copy / "uniform-20-seed0.h5", "r+") as file:
+        file.attrs["schema"] = "mpi-resmtl/9"
+    assert_refused(script("report", copy), "uniform-20-seed0.h5", "has schema 'mpi-resmtl/9'")
+    index = (copy / "index.csv").read_text()
+    (copy / "index.csv").write_text(index.replace(",done,", ",waiting,"))
+    assert_refused(script("report", copy), "index.csv", "no cell is done (9 waiting, 1 failed)")
+    (copy / "index.csv").write_text(index.replace("0,20,uniform", "0,many,uniform"))
+    assert_refused(script("report", copy), "index.csv", "no cell")
