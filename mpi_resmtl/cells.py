@@ -282,7 +282,8 @@ def _of_cell(tables: Tables, values: dict[str, Any]) -> Tables:
         _put(own, key, value)
     for labelled in _LABELLED:
         section = own.get(labelled.section, {})
-        particular = tables.get(labelled.plural, {}).get(section.get(labelled.name))
+        label = section.get(labelled.name)
+        particular = tables.get(labelled.plural, {}).get(label) if isinstance(label, str) else None
         if particular is not None:
             own[labelled.section] = section | particular
     if _honest(own) and "byzantine" in own:
