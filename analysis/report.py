@@ -104,7 +104,7 @@ def body(result: Result) -> str:
         if weighted(result)
         else "",
         section("Agents", table(*agents(result), sortable=True) + "<p class=note>Click a column to sort by it.</p>"),
-        section("Time and traffic", plots([time(result)]) + table(*traffic(result))),
+        section("Time and traffic", plots([time(result)]) + table(*traffic(result)) + late(result)),
         section("Checks", checks(result)),
         section("Configuration", f"<pre>{html.escape(result.file.attrs['config'])}</pre>"),
         section("Environment", environment(result)),
@@ -304,6 +304,17 @@ def traffic(result: Result) -> tuple[list[str], list[Row]]:
     heads = ["rank", *(f"{what}, {rule}" for rule in sent for what in ("messages", "bytes"))]
     ranks = len(next(iter(sent.values())))
     return heads, [[r, *(int(v) for values in sent.values() for v in values[r])] for r in range(ranks)]
+
+
+def late(result: Result) -> str:
+    """Of a run with a deadline: messages that were late under each rule, and how often agents stood still."""
+    timed = [rule for rule in result.rules if f"rule/{rule}/missing" in result.file]
+    own = result.edge[:, 0] == result.edge[:, 1]
+    rows = []
+    for rule in timed:
+        missing = np.nansum(result.dataset(rule, "missing")[()], axis=0).astype(int)
+        rows.append([rule, int(missing[~own].sum()), int(missing[own].sum())])
+    return table(["rule", "messages that were late", "agents' iterations that they stood still"], rows) if rows else ""
 
 
 def checks(result: Result) -> str:

@@ -96,12 +96,12 @@ class Result:
         if rule not in self.rules:
             raise ResultError(f"{self.path}: has no rule {rule!r}; it has {', '.join(self.rules)}")
 
-    def dataset(self, rule: str, name: str) -> h5py.Dataset:
+    def dataset(self, rule: str, name: str, hint: str = "") -> h5py.Dataset:
         """/rule/RULE/NAME, or ResultError."""
         self.require(rule)
         found = self.file.get(f"rule/{rule}/{name}")
         if found is None:
-            raise ResultError(f"{self.path}: rule {rule!r} has no recorded {name}")
+            raise ResultError(f"{self.path}: rule {rule!r} has no recorded {name}{hint}")
         return found
 
 
@@ -166,7 +166,7 @@ def _result(path: Path, file: h5py.File, told: dict[str, str]) -> Result:
 
 def _shape(name: str, agents: int, edges: int) -> tuple:
     """Shape of a dataset of a rule; None: any length."""
-    if name in ("weight", "share", "accumulated"):
+    if name in ("weight", "share", "accumulated", "missing"):
         return (None, edges)
     others = {"seconds": (None, None, None), "traffic": (None, 2), "model": (None, agents, None)}
     others |= {"model_final": (agents, None), "regret": (agents,), "descent": (agents,)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,9 +15,27 @@ import pytest
 from mpirun import alone, command, mpirun, variables
 from results import assert_identical
 from soak import children
+from test_figures import script
 
 STOPPED = 2
 """The rank that is stopped."""
+TELLING = """
+from pathlib import Path
+from mpi_resmtl.attacks import attack
+from mpi_resmtl.rules import NoParameters
+import numpy as np
+
+@attack("telling", NoParameters, knows="nothing")
+def telling(parameters, stage):
+    def say(known):
+        if known.iteration == 100:
+            Path("iterates").touch()
+        if known.iteration == 6000 and stage.first_agent == 0:
+            Path("goes-on").touch()
+        return np.full((len(stage.source), stage.parameters), 1e3, stage.dtype)
+    return say
+"""
+"""Rank 0 tells that it has gone on without the stopped rank."""
 
 
 def ranks(job: subprocess.Popen) -> dict[int, int]:
@@ -31,25 +50,23 @@ def ranks(job: subprocess.Popen) -> dict[int, int]:
     return found
 
 
-def stop_for(pid: int, seconds: float) -> None:
-    """Stop a process for a while."""
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGCONT)
-
-
-def started(*arguments: object) -> tuple[subprocess.Popen, dict[int, int]]:
-    """A run on three ranks, and these, once it has begun with its iterations."""
-    output = Path(arguments[-1])
-    job = subprocess.Popen(
-        command(3, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables()
-    )
-    part, begun = output.with_name(f"{output.name}.part"), time.monotonic()
-    while not part.exists() or len(ranks(job)) < 3:
+def wait_for(path: Path, job: subprocess.Popen) -> None:
+    """Until a file is there."""
+    begun = time.monotonic()
+    while not path.exists():
         assert job.poll() is None, job.communicate()[0]
-        assert time.monotonic() - begun < 60
-        time.sleep(0.02)
-    time.sleep(0.5)
+        assert time.monotonic() - begun < 100
+        time.sleep(0.005)
+
+
+def started(folder: Path, *arguments: object) -> tuple[subprocess.Popen, dict[int, int]]:
+    """A run on three ranks with attackers that tell how far it is, and these ranks, once it iterates."""
+    (folder / "telling.py").write_text(TELLING)
+    line = command(3, "run", "fig1c", "--plugin", "telling", "--set", "byzantine.attack=telling", *arguments)
+    job = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables(), cwd=folder
+    )
+    wait_for(folder / "iterates", job)
     return job, ranks(job)
 
 
@@ -60,13 +77,15 @@ def asked(*settings: str) -> list[str]:
 
 def test_a_rank_that_is_stopped_is_missed_and_takes_part_again(tmp_path: Path):
     output = tmp_path / "stopped.h5"
-    settings = asked("rules=loss,average", "iterations=30000", "record.every=100", "exchange.deadline=0.3")
-    job, there = started("run", "fig1c", *settings, "--output", output)
-    stop_for(there[STOPPED], 1.0)
+    settings = asked("rules=loss,average", "iterations=10000", "record.every=100", "exchange.deadline=0.3")
+    job, there = started(tmp_path, *settings, "--output", output)
+    os.kill(there[STOPPED], signal.SIGSTOP)
+    wait_for(tmp_path / "goes-on", job)
+    os.kill(there[STOPPED], signal.SIGCONT)
     said = job.communicate(timeout=120)[0]
     assert job.returncode == 0, said
     assert "messages were late and are missing" in said
-    checked = alone("verify", output)
+    checked = alone("verify", "--plugin", "telling", output, cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout
     with h5py.File(output) as file:
         missing = np.concatenate([file[f"rule/{rule}/missing"][()] for rule in ("loss", "average")])
@@ -79,9 +98,16 @@ def test_a_rank_that_is_stopped_is_missed_and_takes_part_again(tmp_path: Path):
         assert missing[:, hears & lost & (owner == STOPPED).any(axis=1)].sum() > 0
         stood = missing[:, hears & own & (owner[:, 1] == STOPPED)]
         assert stood.sum() > 0
+        totals = [int(np.nansum(missing[:, ~own])), int(np.nansum(missing[:, own]))]
         # All have come together again before the run ends.
         assert missing[-1, hears].sum() == 0
         assert np.isfinite(file["rule/loss/loss"][:, ~byzantine]).all()
+    page = tmp_path / "page.html"
+    done = script("report", output, "-o", page)
+    assert done.returncode == 0, done.stderr
+    shown = page.read_text().partition("messages that were late")[2].partition("</table>")[0]
+    numbers = list(map(int, re.findall("<td>([0-9]+)</td>", shown)))
+    assert [sum(numbers[0::2]), sum(numbers[1::2])] == totals
 
 
 @pytest.mark.parametrize("attack", ["uniform", "silent", "drift-blind"])
@@ -102,17 +128,17 @@ def test_a_deadline_that_nobody_misses_changes_no_bit(attack: str, tmp_path: Pat
 
 def test_a_run_with_a_deadline_is_saved_and_goes_on_from_there(tmp_path: Path):
     plain, saved = tmp_path / "plain.h5", tmp_path / "saved.h5"
-    settings = asked("rules=none,loss", "iterations=30000", "record.every=100", "exchange.deadline=60")
-    job, there = started("run", "fig1c", *settings, "--output", saved)
+    settings = asked("rules=none,loss", "iterations=10000", "record.every=100", "exchange.deadline=60")
+    job, there = started(tmp_path, *settings, "--output", saved)
     os.kill(there[1], signal.SIGUSR1)
     said = job.communicate(timeout=120)[0]
     assert job.returncode, said
     assert "--resume goes on from there" in said
-    done = mpirun(2, "run", "fig1c", *settings, "--resume", "--output", saved)
+    same = ["run", "fig1c", "--plugin", "telling", *asked("byzantine.attack=telling"), *settings]
+    done = mpirun(2, *same, "--resume", "--output", saved, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert mpirun(1, "run", "fig1c", *settings, "--output", plain).returncode == 0
+    assert mpirun(1, *same, "--output", plain, cwd=tmp_path).returncode == 0
     assert_identical(plain, saved)
-    assert alone("verify", saved).returncode == 0
 
 
 @pytest.mark.parametrize(
