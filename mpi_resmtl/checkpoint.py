@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import tomllib
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -97,9 +98,12 @@ def read(path: Path) -> Saved:
                 if _check(_array(file, name)[()], 0) != check:
                     raise UserError(f"{path}: /{name} is damaged")
             position = Position(int(about["rule"]), int(about["iteration"]))
+            rules = tomllib.loads(str(about["config"]))["rules"]
+            if not (0 <= position.rule < len(rules) and position.iteration >= 0):
+                raise ValueError(f"it goes on after iteration {position.iteration} of rule {position.rule}")
             told = str(about["config"]), position, str(about["run"]), list(about["stages"]), str(about["data_sha256"])
             return Saved(path, *told)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: is not a whole checkpoint: {str(error).splitlines()[0]}") from None

@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import h5py
 import numpy as np
 
-SECONDS, BYTES_A_SECOND = 5, 20 << 20
+SECONDS, BYTES_A_SECOND = 4, 20 << 20
 """Processor time that a file may take: so much, and a second more for so many bytes."""
 MEMORY = 4 << 30
 """Bytes of address space for it all, libraries included."""

@@ -10,9 +10,13 @@ FUZZ = Path(__file__).with_name("fuzz.py")
 KINDS = ("stream", "result", "checkpoint", "har", "mnist", "digits", "config")
 FOUND = {
     # Unfinished result files whose datasets are of another shape or packed, in which a resumed run wrote.
-    "checkpoint": (6, 7, 13, 16),
+    # Then checkpoints whose configuration is no TOML, or whose sums are a text.
+    "checkpoint": (6, 7, 13, 16, "9/32", "13/13"),
+    # Positions of another type.
+    "stream": ("8/6",),
     # Result files that are damaged, empty or of other shapes, of which analysis/table.py showed a traceback.
-    "result": (0, 11, 29, 54, 60, 92),
+    # Then one in which the HDF5 library loops.
+    "result": (0, 11, 29, 54, 60, 92, "11/44"),
     # A list of 50,000 values, looked for values that are in it twice in quadratic time; a table in place of a name.
     "config": ("1/38", "4/42"),
 }

@@ -116,10 +116,9 @@ class RecordedStream:
             length, agents = _checked_shape(file, name)
             edge = hdf5.dataset(file, name, "graph/edge", "iu", (None, 2))[()]
             check_agents(edge, agents, f"{name}: /graph/edge")
-            place = {
-                key: hdf5.values(file[f"agent/{key}"], name) if f"agent/{key}" in file else None
-                for key in ("position", "target")
-            }
+            there = [key for key in ("position", "target") if f"agent/{key}" in file]
+            place: dict[str, np.ndarray | None] = {"position": None, "target": None}
+            place |= {key: np.ascontiguousarray(hdf5.values(file[f"agent/{key}"], name), np.float64) for key in there}
         group = np.zeros(agents, np.int32)
         if place["target"] is not None:
             group = np.unique(place["target"], axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
