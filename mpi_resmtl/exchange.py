@@ -12,6 +12,7 @@ nor its time.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from math import gcd
@@ -21,6 +22,7 @@ from typing import Literal
 import numpy as np
 from mpi4py import MPI
 
+from mpi_resmtl import survival
 from mpi_resmtl.attacks import Knowledge, Known
 from mpi_resmtl.errors import UserError
 from mpi_resmtl.judging import Moment
@@ -44,14 +46,16 @@ def open_exchange(
     shared: Shared = "auto",
     omits: bool = False,
     deadline: float = 0.0,
+    survives: bool = False,
 ) -> Exchange | PartialExchange:
     """The exchange that suits; collective.
 
     `omits`: attackers may say nothing; `deadline`: seconds that an iteration waits for messages, 0: until they are
-    there. Either way no row is read in place. Raises UserError when rows cannot be shared.
+    there; `survives`: it goes on without ranks that die. With any of these no row is read in place. Raises UserError
+    when rows cannot be shared.
     """
-    if deadline:
-        return DeadlineExchange(comm, partition, parameters, dtype, deadline)
+    if deadline or survives:
+        return DeadlineExchange(comm, partition, parameters, dtype, deadline or math.inf, survives)
     if omits:
         return PartialExchange(comm, partition, parameters, dtype)
     if shared == "off":
@@ -376,6 +380,8 @@ class _From:
     """The iteration of the message that is held; -1: it is still to come."""
     given_up: bool = False
     """Whether nothing has come since this rank last waited for it in vain."""
+    dead: bool = False
+    """Whether the peer has died."""
 
 
 @dataclass
@@ -389,6 +395,7 @@ class _To:
     """Whether there was no place yet for this iteration's message."""
     given_up: bool = False
     """Whether nothing has been taken since this rank last waited for it in vain."""
+    dead: bool = False
 
 
 class DeadlineExchange(PartialExchange):
@@ -405,13 +412,21 @@ class DeadlineExchange(PartialExchange):
 
     **A rank that comes back catches up.** From a message of an iteration more than one ahead it learns that others went
     on without it. Its agents stand still (`stand_still`) until that iteration and take part again from there; others,
-    who have heard of it by then, wait for it.
+    who have heard of it by then, wait for it. **One that has died** stays silent.
     """
 
-    def __init__(self, comm: MPI.Comm, partition: Partition, parameters: int, dtype: np.dtype, seconds: float):
-        """As `Exchange`; `seconds` from `start` that `finish` may wait."""
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        partition: Partition,
+        parameters: int,
+        dtype: np.dtype,
+        seconds: float,
+        survives: bool = False,
+    ):
+        """As `Exchange`; `seconds` from `start` that `finish` may wait; `survives`: a peer may die."""
         super().__init__(comm, partition, parameters, dtype)
-        self.seconds, self._number, self._until = seconds, -1, -1
+        self.seconds, self._survives, self._number, self._until = seconds, survives, -1, -1
         self.missed = np.zeros(partition.heard_rows, np.int64)
         self._from = [
             _From(block, inbox, self._comm.Recv_init(inbox, source=block.peer, tag=_TAG))
@@ -458,8 +473,8 @@ class DeadlineExchange(PartialExchange):
             for link in self._to:
                 if link.unsent:
                     self._send(link)
-            awaited = [link for link in self._from if link.holds < 0 and not link.given_up]
-            awaited += [link for link in self._to if link.unsent and not link.given_up]
+            awaited = [link for link in self._from if link.holds < 0 and not link.given_up and not link.dead]
+            awaited += [link for link in self._to if link.unsent and not link.given_up and not link.dead]
             if not awaited:
                 break
             if monotonic() - self._started > self.seconds:
@@ -479,15 +494,21 @@ class DeadlineExchange(PartialExchange):
 
     def _send(self, link: _To) -> None:
         """Send this iteration's message to a peer if there is a place for it."""
-        ended = [request.Test() for request in link.requests]
-        if not any(ended):
+        ended = [self._ended(link, request) for request in link.requests]
+        if link.dead or not any(ended):
             return
         place = ended.index(True)
         flags, said = self._said(link.block, self._speaks)
         message = link.messages[place][: _NUMBER.itemsize + len(flags) + len(said)]
         message[: _NUMBER.itemsize].view(_NUMBER)[0] = self._number
         np.concatenate([flags, said], out=message[_NUMBER.itemsize :])
-        link.requests[place] = self._comm.Issend(message, dest=link.block.peer, tag=_TAG)
+        try:
+            link.requests[place] = self._comm.Issend(message, dest=link.block.peer, tag=_TAG)
+        except MPI.Exception as error:
+            link.dead = self._survives and survival.has_died(error)
+            if not link.dead:
+                raise
+            return
         link.unsent = link.given_up = False
         self._count(said)
 
@@ -497,14 +518,33 @@ class DeadlineExchange(PartialExchange):
             while link.holds < self._number:
                 if link.holds >= 0:
                     self._go_on(link)
-                if not link.request.Test():
+                if link.dead or not self._ended(link, link.request):
                     break
                 link.holds, link.given_up = int(link.message[: _NUMBER.itemsize].view(_NUMBER)[0]), False
 
-    @staticmethod
-    def _go_on(link: _From) -> None:
+    def _go_on(self, link: _From) -> None:
         link.holds = -1
-        link.request.Start()
+        try:
+            link.request.Start()
+        except MPI.Exception as error:
+            link.dead = self._survives and survival.has_died(error)
+            if not link.dead:
+                raise
+
+    def _ended(self, link: _From | _To, request: MPI.Request) -> bool:
+        """Whether a request has ended; where it cannot any more, the peer is known to be dead."""
+        try:
+            return request.Test()
+        except MPI.Exception as error:
+            link.dead = self._survives and survival.has_died(error)
+            if not link.dead:
+                raise
+            return False
+
+    def drain(self) -> None:
+        """Wait until peers that live have taken all that was sent to them."""
+        while not all([link.dead or self._ended(link, request) for link in self._to for request in link.requests]):
+            os.sched_yield()
 
     def close(self) -> None:
         """Free the communicator once all that was sent has been received; collective."""

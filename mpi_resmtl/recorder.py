@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ import numpy as np
 from mpi4py import MPI
 
 import mpi_resmtl
-from mpi_resmtl import hdf5, loops
+from mpi_resmtl import hdf5, loops, survival
 from mpi_resmtl.combining import Combiner, ServerCombiner
 from mpi_resmtl.errors import FileError, UserError
 from mpi_resmtl.exchange import Exchange, PartialExchange
@@ -462,10 +463,12 @@ class Recorder:
         partition: Partition,
         graph: Graph,
         missed: np.ndarray | None = None,
+        survives: bool = False,
     ):
         """Open the file that `create` laid out at `path`; of `graph` its edges are not looked at.
 
-        `missed` (H,) is where the exchange counts rows that were late; None: none can be.
+        `missed` (H,) is where the exchange counts rows that were late; None: none can be. `survives`: ranks but 0 may
+        die; h5py has no MPI then.
         """
         self._comm, self._layout, self._partition = comm.Dup(), layout, partition
         self.parallel = self._parallel = h5py.get_config().mpi
@@ -486,6 +489,7 @@ class Recorder:
         self._columns = {"agent": own, "edge": partition.edges, "rank": ranks}
         self._absent = np.zeros((ranks.stop - ranks.start - 1, 2), np.int64)
         self._all_columns = None if self._parallel else comm.allgather(self._columns)
+        self._survives, self._lost = survives, {}
         self._silent, self._speaks = (np.flatnonzero(who) for who in (graph.byzantine[own], ~graph.byzantine[own]))
         agents = partition.count
         self._measures = _Series(layout, layout.measures_every, dict.fromkeys(layout.measures, agents))
@@ -654,9 +658,15 @@ class Recorder:
 
     def close(self) -> int:
         """Close the file; -> messages that were late, of all ranks, on rank 0 alone; collective."""
+        late = np.array([self._late])
+        if self._survives:
+            late = np.array(self._gathered(late, [(1,)] * self._comm.size))
+            if self._file is not None:
+                self._file.attrs["lost"] = json.dumps(list(self._lost.values()))
+                self._file.close()
+            return int(late.sum())
         if self._file is not None:
             self._file.close()
-        late = np.array([self._late])
         self._comm.Reduce(late.copy(), late)
         self._comm.Free()
         return int(late[0])
@@ -741,16 +751,48 @@ class Recorder:
     def _gather(self, columns: str, values: np.ndarray, leading: bool) -> list[np.ndarray]:
         """Every rank's values on rank 0, as raw buffers."""
         values = np.ascontiguousarray(values)
-        if self._comm.rank:
-            self._comm.Gatherv(values, None)
-            return []
         widths = [c[columns].stop - c[columns].start for c in self._all_columns]
         axis = 1 if leading else 0
         shapes = [(*values.shape[:axis], w, *values.shape[axis + 1 :]) for w in widths]
+        if self._survives:
+            return self._gathered(values, shapes)
+        if self._comm.rank:
+            self._comm.Gatherv(values, None)
+            return []
         counts = [int(np.prod(shape)) for shape in shapes]
         received = np.empty(sum(counts), values.dtype)
         self._comm.Gatherv(values, (received, counts))
         return [part.reshape(s) for part, s in zip(np.split(received, np.cumsum(counts)[:-1]), shapes, strict=True)]
+
+    def _gathered(self, values: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+        """As `_gather`, rank by rank; of one that has died NaN, or 0."""
+        if self._comm.rank:
+            try:
+                self._comm.Ssend(values, dest=0)
+            except MPI.Exception as error:
+                survival.has_died(error)
+                raise FileError(f"rank 0, which writes {self._path}, has died") from None
+            return []
+        found = [values]
+        for rank, shape in enumerate(shapes[1:], start=1):
+            theirs = np.empty(shape, values.dtype)
+            try:
+                if rank not in self._lost:
+                    self._comm.Recv(theirs, source=rank)
+            except MPI.Exception as error:
+                survival.has_died(error)
+                self._lose(rank)
+            if rank in self._lost:
+                theirs.fill(np.nan if theirs.dtype.kind == "f" else 0)
+            found.append(theirs)
+        return found
+
+    def _lose(self, rank: int) -> None:
+        """A rank has died."""
+        agents, rule = self._all_columns[rank]["agent"], self._rule.split("/")[1]
+        told = f"its agents {agents.start} to {agents.stop - 1} are silent from now on"
+        print(f"mpi-resmtl: rank {rank} has died in rule {rule}; {told}", file=sys.stderr, flush=True)
+        self._lost[rank] = {"rank": rank, "first": agents.start, "stop": agents.stop, "rule": rule}
 
     def _tell_mean(self, values: dict[str, np.ndarray]) -> None:
         """Tell the means over the rank's normal agents of values (A,)."""

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-from mpi_resmtl import checkpoint, hdf5, memory, recorder
+from mpi_resmtl import checkpoint, hdf5, memory, recorder, survival
 from mpi_resmtl.adversary import Adversary
 from mpi_resmtl.attacks import ATTACKS, Knowledge, Messages, Stage
 from mpi_resmtl.checkpoint import Files, Saved
@@ -56,7 +56,7 @@ class Plan:
     """Bytes of memory that each rank takes, estimated."""
 
 
-def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
+def plan(experiment: Experiment, ranks: int, survives: bool = False) -> tuple[Plan, list[Share]]:
     """Draw or read the scene, build the graph and cut it into shares; rank 0 alone."""
     study = TASKS[experiment.task.name]
     for parameters in (experiment.task, experiment.attack):
@@ -80,7 +80,7 @@ def plan(experiment: Experiment, ranks: int) -> tuple[Plan, list[Share]]:
         experiment.iterations = experiment.epochs * scene.epoch
     graph = Graph(edge, byzantine, scene.group, scene.position, scene.target, scene.epoch)
     _settle_b(experiment, graph)
-    if experiment.exchange.deadline:
+    if experiment.exchange.deadline or survives:
         _see_that_nobody_waits(experiment, graph)
     alone = replace(scene, position=None, target=None, edge=None)
     degree = np.bincount(edge[:, 1], minlength=agents) - 1
@@ -103,8 +103,9 @@ def _settle_b(experiment: Experiment, graph: Graph) -> None:
 
 
 def _see_that_nobody_waits(experiment: Experiment, graph: Graph) -> None:
-    """Raise UserError where ranks would wait for one another in every iteration in spite of a deadline."""
-    asked = f"exchange.deadline = {experiment.exchange.deadline:g}"
+    """Raise UserError where ranks would wait for all others in every iteration in spite of a deadline or deaths."""
+    deadline = experiment.exchange.deadline
+    asked = f"exchange.deadline = {deadline:g}" if deadline else "--survive"
     if experiment.exchange.shared == "on":
         raise UserError(f"{asked}: rows that are read in place have none; leave exchange.shared = on away")
     for name in experiment.rules:
@@ -120,9 +121,9 @@ def method(experiment: Experiment, name: str) -> Method:
     return Method(name, use.rule, use.options, experiment.rule.b, use.pre, use.bucket)
 
 
-def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph | None, Rank]:
+def prepare(comm: MPI.Comm, load: Callable[[], Experiment], survives: bool = False) -> tuple[Plan, Graph | None, Rank]:
     """Everything a rank needs before the first iteration, and on rank 0 the graph with its edges; collective."""
-    planned, cut = on_root(comm, lambda: plan(load(), comm.size)) or (None, None)
+    planned, cut = on_root(comm, lambda: plan(load(), comm.size, survives)) or (None, None)
     graph = None
     if comm.rank == 0:
         graph = planned.graph
@@ -137,7 +138,7 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment]) -> tuple[Plan, Graph
     part, task, messages = together(comm, lambda: _local(planned, share, comm.rank))
     who = planned.experiment.byzantine
     attack, how, knows = ATTACKS[who.attack], planned.experiment.exchange, _knowledge(planned.experiment)
-    ways = how.shared, attack.omits, how.deadline
+    ways = how.shared, attack.omits, how.deadline, survives
     exchange = together(comm, lambda: open_exchange(comm, part, task.parameters, task.dtype, *ways))
     part = exchange.partition
     own = planned.graph.byzantine[part.first : part.first + part.count]
@@ -214,6 +215,7 @@ def open_recorder(
     rank: Rank,
     path: Path,
     saved: Saved | None = None,
+    survives: bool = False,
 ) -> tuple[recorder.Recorder, recorder.Layout, recorder.About | None]:
     """Lay out the result file at `path`, or carry over what was `saved` of it, and open it on all ranks; collective.
 
@@ -272,7 +274,7 @@ def open_recorder(
 
     about = on_root(comm, lay_out)
     missed = rank.exchange.missed
-    return recorder.Recorder(comm, path, layout, rank.partition, planned.graph, missed), layout, about
+    return recorder.Recorder(comm, path, layout, rank.partition, planned.graph, missed, survives), layout, about
 
 
 def order(experiment: Experiment) -> list[str]:
@@ -338,17 +340,23 @@ def run(
     resume: bool = False,
     signals: Signals | None = None,
     watchdog: Watchdog | NoWatchdog = NO_WATCHDOG,
+    survives: bool = False,
 ) -> None:
     """Run every rule of an experiment and write the result file; collective.
 
     `quiet`: say nothing on the console but errors and that the data are a stand-in. `resume`: go on from where an
-    earlier run was saved. `signals`: entered already; None: they are caught while iterations go on. Raises Refused
+    earlier run was saved. `signals`: entered already; None: they are caught while iterations go on. `survives`: go on
+    without ranks that die, and save nothing on the way; then ranks are to `survival.leave` after it. Raises Refused
     after a user's error, and Stopped when a signal has ended the run, which is saved then.
     """
     watchdog.enter("start-up")
     begun = on_root(comm, lambda: start(output, load(), overwrite, resume))
     try:
-        _run(comm, begun, output, begun is not None and not quiet, signals, watchdog)
+        told = begun is not None and not quiet
+        if survives:
+            _survive(comm, begun, output, told, watchdog)
+        else:
+            _run(comm, begun, output, told, signals, watchdog)
     finally:
         if begun is not None and begun.lock is not None:
             unlock(output, begun.lock)
@@ -406,11 +414,32 @@ def _run(
         print(f"{output.stem}: wrote {output}", flush=True)
 
 
+def _survive(comm: MPI.Comm, begun: Start | None, output: Path, told: bool, watchdog: Watchdog | NoWatchdog) -> None:
+    """As `_run`, going on without ranks that die once there is a result file."""
+    together(comm, survival.check)
+    planned, graph, rank = prepare(comm, lambda: begun.experiment, survives=True)
+    if comm.rank == 0 and planned.scene.data == "stand-in":
+        print(f"{output.stem}: the data are a stand-in; see `mpi-resmtl data status`", flush=True)
+    record, _, _ = open_recorder(comm, planned, graph, rank, recorder.temporary(output), survives=True)
+    comm.Barrier()
+    _diffuse_rules(planned, rank, record, KEEPLESS, None, output.stem if told else None, watchdog)
+    watchdog.enter("end")
+    late = record.close()
+    rank.exchange.drain()
+    if comm.rank == 0:
+        recorder.finish(output)
+        checkpoint.remove(output)
+    if told and late:
+        print(f"{output.stem}: {late:,} messages are missing; /rule/NAME/missing says which", flush=True)
+    if told:
+        print(f"{output.stem}: wrote {output}", flush=True)
+
+
 def _diffuse_rules(
     planned: Plan,
     rank: Rank,
     record: recorder.Recorder,
-    keeper: Keeper,
+    keeper: Keeper | Keepless,
     saved: Saved | None,
     label: str | None,
     watchdog: Watchdog | NoWatchdog,

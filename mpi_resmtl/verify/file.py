@@ -90,7 +90,11 @@ class ResultFile:
         if ranks is None or ranks < 1 or stages is None or ranks != max(stage["ranks"] for stage in stages):
             yield f"attributes ranks = {ranks} and stages = {told['stages']} do not fit together"
             raise _Stop
-        self.run = RunOfFile(experiment, ranks, stages)
+        lost = _lost(_json(hdf5.text(self.h5.attrs.get("lost", "[]"))), ranks)
+        if lost is None:
+            yield f"attribute lost is {self.h5.attrs['lost']!r}"
+            raise _Stop
+        self.run = RunOfFile(experiment, ranks, stages, lost, "lost" in self.h5.attrs)
 
     def _graph(self) -> Problems:
         """/graph against the configuration; fills in what `run` has of it."""
@@ -347,6 +351,17 @@ def _attached(found: h5py.Dataset) -> tuple[list[str], ...] | None:
         return tuple([scale.name.removeprefix("/") for scale in dim.values()] for dim in found.dims)
     except (RuntimeError, AttributeError):
         return None
+
+
+def _lost(found: Any, ranks: int) -> list[dict] | None:
+    """The ranks that have died, as attribute `lost` tells of them; None where it does not."""
+    try:
+        right = all(
+            0 < r["rank"] < ranks and 0 <= r["first"] <= r["stop"] and isinstance(r["rule"], str) for r in found
+        )
+    except (KeyError, TypeError):
+        return None
+    return found if right else None
 
 
 def _stages(told: Any, rules: list[str]) -> list[dict] | None:

@@ -394,7 +394,9 @@ class RuleOfFile:
             active[(scale > first) & (scale <= stop)] = ranks
         for rows, values in self._blocks("seconds"):
             there = np.arange(run.ranks) < active[rows, None]
+            dead = [rank["rank"] for rank in run.lost]
             right = np.where(there[:, :, None], np.isfinite(values) & (values >= 0), np.isnan(values))
+            right[:, dead] = True
             if not right.all():
                 row, rank, phase = np.argwhere(~right)[0]
                 at = f"iteration {scale[rows][row]}, rank {rank}, {PHASES[phase]}"

@@ -21,12 +21,13 @@ Problems = Iterator[str]
 class RunOfFile:
     """What a file says of its run: configuration, graph and scales."""
 
-    def __init__(self, experiment: Experiment, ranks: int, stages: list[dict]):
-        self.experiment, self.ranks, self.stages = experiment, ranks, stages
+    def __init__(self, experiment: Experiment, ranks: int, stages: list[dict], lost: list[dict], survives: bool):
+        """`lost`: ranks that have died in the run; `survives`: they might have."""
+        self.experiment, self.ranks, self.stages, self.lost = experiment, ranks, stages, lost
         self.task, self.rules = experiment.task.name, experiment.rules
         self.order = sorted(self.rules, key=lambda name: self.use(name).rule.name != "none")
         self.position = self.target = self.work = None
-        self.deadline = experiment.exchange.deadline > 0
+        self.deadline = survives or experiment.exchange.deadline > 0
 
     def use(self, name: str) -> Use:
         """How a rule is used."""
@@ -37,8 +38,12 @@ class RunOfFile:
         source, target = self.edge.T.astype(np.int64)
         self.keys = target * self.n + source
         self.size = np.bincount(target, minlength=self.n)
-        self.normal = np.flatnonzero(~self.byzantine)
-        hears = ~self.byzantine[target]
+        alive = np.ones(self.n, bool)
+        for rank in self.lost:
+            alive[rank["first"] : rank["stop"]] = False
+        # What dead agents found before is not looked at.
+        self.normal = np.flatnonzero(~self.byzantine & alive)
+        hears = (~self.byzantine & alive)[target]
         self.into = np.flatnonzero(hears)
         """(F,) edges into normal agents."""
         self.source, self.hearer = source[hears], target[hears]
