@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 for _library in ("OMP", "OPENBLAS", "MKL"):
@@ -102,18 +103,23 @@ def _run(asked: argparse.Namespace) -> int:
         # A signal while data are read is one to save the run after its first iteration.
         catching = nullcontext() if asked.survive else Signals()
         with catching as signals, watching(asked.watchdog, comm.rank) as watchdog:
-            run(
-                comm,
-                lambda: single(asked.experiment, asked.set),
-                output,
-                asked.overwrite,
-                resume=asked.resume,
-                signals=signals,
-                watchdog=watchdog,
-                survives=asked.survive,
-            )
-        if asked.survive:
-            survival.leave()
+
+            def whole() -> None:
+                load = partial(single, asked.experiment, asked.set)
+                run(
+                    comm,
+                    load,
+                    output,
+                    asked.overwrite,
+                    resume=asked.resume,
+                    signals=signals,
+                    watchdog=watchdog,
+                    survives=asked.survive,
+                )
+
+            if asked.survive:
+                survival.ended(whole)
+            whole()
 
     return on_ranks(action, asked.plugin)
 

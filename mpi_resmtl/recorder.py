@@ -771,7 +771,7 @@ class Recorder:
                 self._comm.Ssend(values, dest=0)
             except MPI.Exception as error:
                 survival.has_died(error)
-                raise FileError(f"rank 0, which writes {self._path}, has died") from None
+                raise survival.WriterDied(f"rank 0, which writes {self._path}, has died") from None
             return []
         found = [values]
         for rank, shape in enumerate(shapes[1:], start=1):

@@ -346,7 +346,7 @@ def run(
 
     `quiet`: say nothing on the console but errors and that the data are a stand-in. `resume`: go on from where an
     earlier run was saved. `signals`: entered already; None: they are caught while iterations go on. `survives`: go on
-    without ranks that die, and save nothing on the way; then ranks are to `survival.leave` after it. Raises Refused
+    without ranks that die, and save nothing on the way; to be called by `survival.ended`. Raises Refused
     after a user's error, and Stopped when a signal has ended the run, which is saved then.
     """
     watchdog.enter("start-up")
@@ -422,9 +422,14 @@ def _survive(comm: MPI.Comm, begun: Start | None, output: Path, told: bool, watc
         print(f"{output.stem}: the data are a stand-in; see `mpi-resmtl data status`", flush=True)
     record, _, _ = open_recorder(comm, planned, graph, rank, recorder.temporary(output), survives=True)
     comm.Barrier()
-    _diffuse_rules(planned, rank, record, KEEPLESS, None, output.stem if told else None, watchdog)
-    watchdog.enter("end")
-    late = record.close()
+    try:
+        _diffuse_rules(planned, rank, record, KEEPLESS, None, output.stem if told else None, watchdog)
+        watchdog.enter("end")
+        late = record.close()
+    except survival.WriterDied:
+        # Others have to come as far before they notice it too.
+        rank.exchange.drain()
+        raise
     rank.exchange.drain()
     if comm.rank == 0:
         recorder.finish(output)

@@ -9,12 +9,17 @@ from in some 15 of 100 runs in which a rank had died.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
 import h5py
 from mpi4py import MPI
 
-from mpi_resmtl.errors import UserError
+from mpi_resmtl.errors import FileError, UserError
+from mpi_resmtl.launch import Refused, Stopped
 
 _FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """What mpirun sets where it leaves ranks alone when one of them dies."""
@@ -39,8 +44,31 @@ def has_died(error: MPI.Exception) -> bool:
     raise error
 
 
-def leave() -> None:
-    """End this process; its exit status is 0."""
+class WriterDied(Exception):
+    """Rank 0, which writes the result file, has died; raised on every other rank."""
+
+
+def ended(action: Callable[[], None]) -> NoReturn:
+    """Call `action`, then end this process as others need it; raises Refused and Stopped, which all ranks do alike."""
+    try:
+        action()
+    except (Refused, Stopped):
+        raise
+    except WriterDied as error:
+        print(f"mpi-resmtl: {error}", file=sys.stderr)
+        _leave(1)
+    except BaseException as error:
+        if isinstance(error, FileError):
+            print(f"mpi-resmtl: {error}", file=sys.stderr)
+        else:
+            print(f"mpi-resmtl: rank {MPI.COMM_WORLD.rank} failed and ends itself", file=sys.stderr)
+            traceback.print_exc()
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)

@@ -68,6 +68,22 @@ def test_a_run_goes_on_without_ranks_that_are_killed(killed: tuple[int, ...], tm
 
 
 @needs_ulfm
+def test_a_rank_that_fails_ends_itself_alone(tmp_path: Path):
+    output = tmp_path / "survived.h5"
+    failing = "if known.iteration == 2000 and stage.first_agent == 66: raise RuntimeError('rank 2 has had enough')"
+    plugin = TELLING.replace("        return np", f"        {failing}\n        return np").replace("telling", "failing")
+    (tmp_path / "failing.py").write_text(plugin)
+    settings = [*asked("rules=loss", "iterations=4000", "record.every=100"), "--plugin", "failing"]
+    job, _ = started(tmp_path, 3, *settings, *asked("byzantine.attack=failing"), "--output", output)
+    said = job.communicate(timeout=120)[0]
+    assert job.returncode == 0, said
+    assert "RuntimeError: rank 2 has had enough" in said
+    assert "rank 2 has died in rule loss; its agents 66 to 99 are silent from now on" in said
+    with h5py.File(output) as file:
+        assert [one["rank"] for one in json.loads(file.attrs["lost"])] == [2]
+
+
+@needs_ulfm
 def test_a_run_that_loses_nobody_is_as_without(tmp_path: Path):
     survived, plain = tmp_path / "survived.h5", tmp_path / "plain.h5"
     settings = asked("rules=none,loss", "iterations=300")
