@@ -64,6 +64,8 @@ class Result:
     variant: str | None
     """the study's variant, such as `paper`; None where it has none"""
     stand_in: bool
+    lost: tuple[tuple[int, int], ...] = ()
+    """the first agent of each rank that has died, and the one after its last"""
 
     @property
     def agents(self) -> int:
@@ -77,8 +79,8 @@ class Result:
     def normal(self) -> np.ndarray:
         """Ids of the normal agents whose ranks lived to the end of the run."""
         alive = np.ones(self.agents, bool)
-        for rank in json.loads(self.file.attrs.get("lost", "[]")):
-            alive[rank["first"] : rank["stop"]] = False
+        for first, stop in self.lost:
+            alive[first:stop] = False
         return np.flatnonzero(~self.byzantine & alive)
 
     @property
@@ -164,6 +166,7 @@ def _result(path: Path, file: h5py.File, told: dict[str, str]) -> Result:
         position=position,
         variant=tomllib.loads(told["config"])["task"].get("variant"),
         stand_in=told["data"] == "stand-in",
+        lost=tuple((int(rank["first"]), int(rank["stop"])) for rank in json.loads(file.attrs.get("lost", "[]"))),
     )
 
 

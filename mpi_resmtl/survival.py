@@ -23,6 +23,7 @@ from mpi_resmtl.launch import Refused, Stopped
 
 _FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """What mpirun sets where it leaves ranks alone when one of them dies."""
+_DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
 def check() -> None:
@@ -39,7 +40,7 @@ def check() -> None:
 
 def has_died(error: MPI.Exception) -> bool:
     """Whether an operation failed because the other rank has died; raises the error where it failed for another."""
-    if error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING):
+    if error.Get_error_class() in _DEATHS:
         return True
     raise error
 
@@ -60,6 +61,8 @@ def ended(action: Callable[[], None]) -> NoReturn:
     except BaseException as error:
         if isinstance(error, FileError):
             print(f"mpi-resmtl: {error}", file=sys.stderr)
+        elif isinstance(error, MPI.Exception) and error.Get_error_class() in _DEATHS:
+            print("mpi-resmtl: a rank has died before the run iterates, which is not survived", file=sys.stderr)
         else:
             print(f"mpi-resmtl: rank {MPI.COMM_WORLD.rank} failed and ends itself", file=sys.stderr)
             traceback.print_exc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from mpirun import alone, mpirun, variables
 from results import assert_identical
 from test_deadline import TELLING, asked, ranks, wait_for
+from test_figures import script
 
 BESIDE = Path(sys.prefix) / "fault-tolerant" / "bin"
 needs_ulfm = pytest.mark.skipif(
@@ -64,6 +66,16 @@ def test_a_run_goes_on_without_ranks_that_are_killed(killed: tuple[int, ...], tm
         np.testing.assert_array_equal(missing[:, into], np.broadcast_to(every, missing[:, into].shape))
     checked = alone("verify", "--plugin", "telling", output, cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout
+    shown = script("table", output, "--format", "csv")
+    assert shown.returncode == 0, shown.stderr
+    rows = list(csv.DictReader(shown.stdout.splitlines()))
+    assert sum(int(row["agents"]) for row in rows if row["rule"] == "loss") == np.count_nonzero(~byzantine & ~dead)
+    for odd in ("[1]", "x", '[{"rank": 9, "first": 0, "stop": 1}]', '[{"rank": 1, "first": 0.5, "stop": 1}]'):
+        with h5py.File(output, "r+") as file:
+            file.attrs["lost"] = odd
+        checked = alone("verify", "--plugin", "telling", output, cwd=tmp_path)
+        assert checked.returncode == 1, checked.stderr
+        assert "attribute lost" in checked.stdout
     assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob("*.lock"))
 
 

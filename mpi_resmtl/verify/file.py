@@ -90,7 +90,7 @@ class ResultFile:
         if ranks is None or ranks < 1 or stages is None or ranks != max(stage["ranks"] for stage in stages):
             yield f"attributes ranks = {ranks} and stages = {told['stages']} do not fit together"
             raise _Stop
-        lost = _lost(_json(hdf5.text(self.h5.attrs.get("lost", "[]"))), ranks)
+        lost = _lost(_json(hdf5.text(self.h5.attrs.get("lost", "[]")) or ""), ranks)
         if lost is None:
             yield f"attribute lost is {self.h5.attrs['lost']!r}"
             raise _Stop
