@@ -505,9 +505,7 @@ class DeadlineExchange(PartialExchange):
         try:
             link.requests[place] = self._comm.Issend(message, dest=link.block.peer, tag=_TAG)
         except MPI.Exception as error:
-            link.dead = self._survives and survival.has_died(error)
-            if not link.dead:
-                raise
+            self._bury(link, error)
             return
         link.unsent = link.given_up = False
         self._count(said)
@@ -527,19 +525,21 @@ class DeadlineExchange(PartialExchange):
         try:
             link.request.Start()
         except MPI.Exception as error:
-            link.dead = self._survives and survival.has_died(error)
-            if not link.dead:
-                raise
+            self._bury(link, error)
 
     def _ended(self, link: _From | _To, request: MPI.Request) -> bool:
         """Whether a request has ended; where it cannot any more, the peer is known to be dead."""
         try:
             return request.Test()
         except MPI.Exception as error:
-            link.dead = self._survives and survival.has_died(error)
-            if not link.dead:
-                raise
+            self._bury(link, error)
             return False
+
+    def _bury(self, link: _From | _To, error: MPI.Exception) -> None:
+        """The peer is dead from now on; raises the error where that is not what it says."""
+        if not self._survives:
+            raise error
+        link.dead = survival.has_died(error)
 
     def drain(self) -> None:
         """Wait until peers that live have taken all that was sent to them."""

@@ -408,10 +408,8 @@ def _run(
     comm.Barrier()
     if ended is not None:
         raise ended
-    if told and late:
-        print(f"{output.stem}: {late:,} messages were late and are missing; /rule/NAME/missing says which", flush=True)
     if told:
-        print(f"{output.stem}: wrote {output}", flush=True)
+        _tell_end(output, late)
 
 
 def _survive(comm: MPI.Comm, begun: Start | None, output: Path, told: bool, watchdog: Watchdog | NoWatchdog) -> None:
@@ -434,10 +432,15 @@ def _survive(comm: MPI.Comm, begun: Start | None, output: Path, told: bool, watc
     if comm.rank == 0:
         recorder.finish(output)
         checkpoint.remove(output)
-    if told and late:
-        print(f"{output.stem}: {late:,} messages are missing; /rule/NAME/missing says which", flush=True)
     if told:
-        print(f"{output.stem}: wrote {output}", flush=True)
+        _tell_end(output, late)
+
+
+def _tell_end(output: Path, late: int) -> None:
+    """Say that a run has ended, and how many messages were late or came no more."""
+    if late:
+        print(f"{output.stem}: {late:,} messages are missing; /rule/NAME/missing says which", flush=True)
+    print(f"{output.stem}: wrote {output}", flush=True)
 
 
 def _diffuse_rules(

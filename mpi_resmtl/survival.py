@@ -2,8 +2,11 @@
 
 Nothing is collective from the first iteration on: messages between two ranks fail when one of them has died, and the
 other then takes it for silent; rank 0 gathers what is recorded by messages of each rank, and writes it. So no group of
-ranks has to agree on who is left. At the end ranks leave without MPI_Finalize, which Open MPI 5.0.11 did not come back
-from in some 15 of 100 runs in which a rank had died.
+ranks has to agree on who is left, and none makes a communicator, in which Open MPI 5.0.11 can crash after a death.
+
+How ranks end matters as much. In that version nobody notices a rank that leaves or calls MPI_Abort, only one that a
+signal ends: so a rank that fails kills itself. MPI_Finalize did not come back in some 15 of 100 runs in which a rank
+had died: so ranks leave without it, once all they have sent has been taken. A death in start-up is not survived.
 """
 
 from __future__ import annotations

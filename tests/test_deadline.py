@@ -84,7 +84,7 @@ def test_a_rank_that_is_stopped_is_missed_and_takes_part_again(tmp_path: Path):
     os.kill(there[STOPPED], signal.SIGCONT)
     said = job.communicate(timeout=120)[0]
     assert job.returncode == 0, said
-    assert "messages were late and are missing" in said
+    assert "messages are missing; /rule/NAME/missing says which" in said
     checked = alone("verify", "--plugin", "telling", output, cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout
     with h5py.File(output) as file:
@@ -117,7 +117,7 @@ def test_a_deadline_that_nobody_misses_changes_no_bit(attack: str, tmp_path: Pat
     assert mpirun(2, "run", "fig1c", *settings, "--output", plain).returncode == 0
     done = mpirun(3, "run", "fig1c", *settings, "--set", "exchange.deadline=60", "--output", timed)
     assert done.returncode == 0, done.stderr
-    assert "late" not in done.stdout
+    assert "missing" not in done.stdout
     with h5py.File(timed, "r+") as file:
         for rule in ("loss", "median"):
             values = file[f"rule/{rule}/missing"][()]

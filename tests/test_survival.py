@@ -70,7 +70,12 @@ def test_a_run_goes_on_without_ranks_that_are_killed(killed: tuple[int, ...], tm
     assert shown.returncode == 0, shown.stderr
     rows = list(csv.DictReader(shown.stdout.splitlines()))
     assert sum(int(row["agents"]) for row in rows if row["rule"] == "loss") == np.count_nonzero(~byzantine & ~dead)
-    for odd in ("[1]", "x", '[{"rank": 9, "first": 0, "stop": 1}]', '[{"rank": 1, "first": 0.5, "stop": 1}]'):
+    for odd in (
+        "[1]",
+        "x",
+        '[{"rank": 9, "first": 0, "stop": 1}]',
+        '[{"rank": 1, "first": 0.5, "stop": 1, "rule": "loss"}]',
+    ):
         with h5py.File(output, "r+") as file:
             file.attrs["lost"] = odd
         checked = alone("verify", "--plugin", "telling", output, cwd=tmp_path)

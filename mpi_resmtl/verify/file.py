@@ -356,9 +356,9 @@ def _attached(found: h5py.Dataset) -> tuple[list[str], ...] | None:
 def _lost(found: Any, ranks: int) -> list[dict] | None:
     """The ranks that have died, as attribute `lost` tells of them; None where it does not."""
     try:
-        right = all(
-            0 < r["rank"] < ranks and 0 <= r["first"] <= r["stop"] and isinstance(r["rule"], str) for r in found
-        )
+        numbers = [(one["rank"], one["first"], one["stop"]) for one in found]
+        right = all(isinstance(number, int) for three in numbers for number in three)
+        right = right and all(0 < rank < ranks and 0 <= first <= stop for rank, first, stop in numbers)
     except (KeyError, TypeError):
         return None
     return found if right else None
