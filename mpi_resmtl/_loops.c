@@ -8,6 +8,7 @@
 #include <Python.h>
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <numpy/arrayobject.h>
 
@@ -16,6 +17,7 @@
 #endif
 
 #define SMALLEST 1e-290
+#define EQUAL_WEIGHTS 1e-9
 #define TWO_PI 6.283185307179586
 /* To a number this large, small ones are added as whole numbers. */
 #define ROUNDING 6755399441055744.0
@@ -53,7 +55,11 @@ static void *array(PyObject *object, int type, int dimensions, const char *name)
         PyArray_ISCARRAY_RO(found))
         return PyArray_DATA(found);
     PyErr_Format(PyExc_TypeError, "%s must be a C-contiguous array of %s with %d dimensions", name,
-                 type == NPY_DOUBLE ? "float64" : type == NPY_INTP ? "intp" : "uint64", dimensions);
+                 type == NPY_DOUBLE  ? "float64"
+                 : type == NPY_FLOAT ? "float32"
+                 : type == NPY_INTP  ? "intp"
+                                     : "uint64",
+                 dimensions);
     return NULL;
 }
 
@@ -66,6 +72,12 @@ static double *writable(PyObject *object, int dimensions, const char *name)
         return NULL;
     }
     return data;
+}
+
+/* The type of an array of float32 or float64, which may be something else yet. */
+static int width_of(PyObject *object)
+{
+    return PyArray_Check(object) && PyArray_TYPE((PyArrayObject *)object) == NPY_FLOAT ? NPY_FLOAT : NPY_DOUBLE;
 }
 
 #define FLOATS(object, dimensions) ((const double *)array(object, NPY_DOUBLE, dimensions, #object))
@@ -372,12 +384,12 @@ static PyObject *all_finite(PyObject *module, PyObject *const *given, Py_ssize_t
     if (!arguments(count, 1))
         return NULL;
     PyObject *models = given[0];
-    int single = PyArray_Check(models) && PyArray_TYPE((PyArrayObject *)models) == NPY_FLOAT;
-    const void *value = array(models, single ? NPY_FLOAT : NPY_DOUBLE, 2, "models");
+    int type = width_of(models);
+    const void *value = array(models, type, 2, "models");
     if (!value)
         return NULL;
     place size = PyArray_SIZE((PyArrayObject *)models);
-    return PyBool_FromLong(single ? finite_singles(value, size) : finite_doubles(value, size));
+    return PyBool_FromLong(type == NPY_FLOAT ? finite_singles(value, size) : finite_doubles(value, size));
 }
 
 /* average_in(held, value, forgetting_factor) */
@@ -657,13 +669,348 @@ static PyObject *location_samples(PyObject *module, PyObject *const *given, Py_s
     return Py_BuildValue("NN", point, signal);
 }
 
+#define LANES 32
+#define BLOCK 4096
+
+#define SQUARES(name, number)                                                                                       \
+    static inline void name##_add(number *restrict lane, const number *restrict a, const number *restrict m)        \
+    {                                                                                                               \
+        for (int i = 0; i < LANES; i++) {                                                                           \
+            number difference = m[i] - a[i];                                                                        \
+            lane[i] += difference * difference;                                                                     \
+        }                                                                                                           \
+    }                                                                                                               \
+                                                                                                                    \
+    FOR_EACH_PROCESSOR static void name(double *restrict squared, const number *a, const number *m, place n, place P) \
+    {                                                                                                               \
+        for (place l = 0; l < n; l++, m += P) {                                                                     \
+            double sum[LANES] = {0.0}, total = 0.0;                                                                 \
+            for (place first = 0; first < P; first += BLOCK) {                                                      \
+                place p = first, stop = P - first < BLOCK ? P : first + BLOCK;                                      \
+                number lane[LANES] = {0}, last[2][LANES] = {{0}};                                                   \
+                for (; p + LANES <= stop; p += LANES)                                                               \
+                    name##_add(lane, a + p, m + p);                                                                 \
+                memcpy(last[0], a + p, (stop - p) * sizeof(number));                                                \
+                memcpy(last[1], m + p, (stop - p) * sizeof(number));                                                \
+                name##_add(lane, last[0], last[1]);                                                                 \
+                for (int i = 0; i < LANES; i++)                                                                     \
+                    sum[i] += lane[i];                                                                              \
+            }                                                                                                       \
+            for (int i = 0; i < LANES; i++)                                                                         \
+                total += sum[i];                                                                                    \
+            squared[l] = total;                                                                                     \
+        }                                                                                                           \
+    }
+
+SQUARES(single_squares, float)
+SQUARES(double_squares, double)
+
+/* large_squared_distances(anchor, messages) */
+static PyObject *large_squared_distances(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 2))
+        return NULL;
+    PyObject *anchor = given[0], *messages = given[1];
+    int type = width_of(messages);
+    const char *m = array(messages, type, 3, "messages");
+    const char *a = m ? array(anchor, type, 2, "anchor") : NULL;
+    if (!a)
+        return NULL;
+    place agents = SIZE(messages, 0), n = SIZE(messages, 1), parameters = SIZE(messages, 2);
+    if (SIZE(anchor, 0) != agents || SIZE(anchor, 1) != parameters)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *squared = new_array(2, agents, n);
+    if (!squared)
+        return NULL;
+    double *to = PyArray_DATA((PyArrayObject *)squared);
+    place row = parameters * PyArray_ITEMSIZE((PyArrayObject *)messages);
+    for (place k = 0; k < agents; k++, a += row, m += n * row, to += n)
+        if (type == NPY_FLOAT)
+            single_squares(to, (const float *)a, (const float *)m, n, parameters);
+        else
+            double_squares(to, (const double *)a, (const double *)m, n, parameters);
+    return squared;
+}
+
+/* Coordinates whose values are sorted at a time: in the cache, and a whole number of registers. */
+#define COLUMNS 64
+
+/* Of rows `one` and `other`, `low` is to have the lesser values in the former, `high` the greater in the latter. */
+struct comparator {
+    place one, other;
+    int low, high;
+};
+
+/* Those that bring what sorts to first .. first + kept - 1 of n there, NULL where memory is short. It is Batcher's merge
+   exchange (Knuth, The Art of Computer Programming 3, 5.2.2M) without what nobody reads. */
+static struct comparator *selection(place n, place first, place kept, place *length)
+{
+    place bits = 0, size = 0;
+    while ((place)1 << bits < n)
+        bits++;
+    struct comparator *all = PyMem_Malloc((n * bits * (bits + 1) / 2 + 1) * sizeof *all);
+    char *read = PyMem_Calloc(n, 1);
+    if (!all || !read) {
+        PyMem_Free(all);
+        PyMem_Free(read);
+        return NULL;
+    }
+    place power = bits ? (place)1 << (bits - 1) : 0;
+    for (place p = power; p > 0; p >>= 1)
+        for (place d = p, q = power, r = 0; d > 0; d = q - p, q >>= 1, r = p)
+            for (place i = 0; i < n - d; i++)
+                if ((i & p) == r)
+                    all[size++] = (struct comparator){i, i + d, 0, 0};
+    memset(read + first, 1, kept);
+    struct comparator *needed = all + size;
+    for (struct comparator *c = needed; c-- > all;)
+        if (read[c->one] || read[c->other]) {
+            *--needed = (struct comparator){c->one, c->other, read[c->one], read[c->other]};
+            read[c->one] = read[c->other] = 1;
+        }
+    *length = all + size - needed;
+    memmove(all, needed, *length * sizeof *all);
+    PyMem_Free(read);
+    return all;
+}
+
+#define MIDDLE(name, number)                                                                                        \
+    static inline void name##_some(number *restrict sum, number *restrict row, const number *restrict m, place n,   \
+                                   place P, const struct comparator *c, place length, place first, place kept,      \
+                                   place width)                                                                     \
+    {                                                                                                               \
+        for (place l = 0; l < n; l++)                                                                               \
+            memcpy(row + l * COLUMNS, m + l * P, width * sizeof(number));                                           \
+        for (; length; length--, c++) {                                                                             \
+            number *restrict one = row + c->one * COLUMNS, *restrict other = row + c->other * COLUMNS;              \
+            if (c->low && c->high)                                                                                  \
+                for (place i = 0; i < width; i++) {                                                                 \
+                    number x = one[i], y = other[i];                                                                \
+                    one[i] = x < y ? x : y;                                                                         \
+                    other[i] = x > y ? x : y;                                                                       \
+                }                                                                                                   \
+            else if (c->low)                                                                                        \
+                for (place i = 0; i < width; i++)                                                                   \
+                    one[i] = one[i] < other[i] ? one[i] : other[i];                                                 \
+            else                                                                                                    \
+                for (place i = 0; i < width; i++)                                                                   \
+                    other[i] = one[i] > other[i] ? one[i] : other[i];                                               \
+        }                                                                                                           \
+        for (place i = 0; i < width; i++)                                                                           \
+            sum[i] = 0;                                                                                             \
+        for (row += first * COLUMNS; kept; kept--, row += COLUMNS)                                                  \
+            for (place i = 0; i < width; i++)                                                                       \
+                sum[i] += row[i];                                                                                   \
+    }                                                                                                               \
+                                                                                                                    \
+    FOR_EACH_PROCESSOR static void name(number *sum, number *row, const number *m, place n, place P,                \
+                                        const struct comparator *c, place length, place first, place kept)          \
+    {                                                                                                               \
+        for (place p = 0; p < P; p += COLUMNS)                                                                      \
+            if (P - p >= COLUMNS)                                                                                   \
+                name##_some(sum + p, row, m + p, n, P, c, length, first, kept, COLUMNS);                            \
+            else                                                                                                    \
+                name##_some(sum + p, row, m + p, n, P, c, length, first, kept, P - p);                              \
+    }
+
+MIDDLE(single_middle, float)
+MIDDLE(double_middle, double)
+
+/* middle_sums(messages, first, kept) */
+static PyObject *middle_sums(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 3))
+        return NULL;
+    PyObject *messages = given[0];
+    int type = width_of(messages);
+    const void *m = array(messages, type, 2, "messages");
+    place first = m ? PyLong_AsSsize_t(given[1]) : -1, kept = PyErr_Occurred() ? -1 : PyLong_AsSsize_t(given[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    place n = SIZE(messages, 0), parameters = SIZE(messages, 1), length;
+    if (first < 0 || kept < 0 || first > n || kept > n - first)
+        return fail(NULL, PyExc_IndexError, OUTSIDE);
+    PyObject *sums = PyArray_SimpleNew(1, &parameters, type);
+    struct comparator *comparators = selection(n, first, kept, &length);
+    void *row = PyMem_Malloc(n * COLUMNS * PyArray_ITEMSIZE((PyArrayObject *)messages));
+    if (sums && comparators && row) {
+        void *to = PyArray_DATA((PyArrayObject *)sums);
+        if (type == NPY_FLOAT)
+            single_middle(to, row, m, n, parameters, comparators, length, first, kept);
+        else
+            double_middle(to, row, m, n, parameters, comparators, length, first, kept);
+    } else {
+        Py_CLEAR(sums);
+        PyErr_NoMemory();
+    }
+    PyMem_Free(row);
+    PyMem_Free(comparators);
+    return sums;
+}
+
+/* Distances from the point that the weights mean; `turned` becomes their product with G. */
+FOR_EACH_PROCESSOR static void distances_from(double *restrict distance, double *restrict turned,
+                                              const double *restrict product, const double *restrict weight, place n,
+                                              double floor)
+{
+    for (place j = 0; j < n; j++)
+        turned[j] = 0.0;
+    for (place l = 0; l < n; l++)
+        for (place j = 0; j < n; j++)
+            turned[j] += product[l * n + j] * weight[l];
+    double square = 0.0;
+    for (place j = 0; j < n; j++)
+        square += weight[j] * turned[j];
+    for (place j = 0; j < n; j++) {
+        double squared = (product[j * n + j] - 2.0 * turned[j]) + square;
+        distance[j] = sqrt(squared > floor ? squared : floor);
+    }
+}
+
+/* weiszfeld(product, weight, floor, least, tolerance, most_steps) */
+static PyObject *weiszfeld(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 6))
+        return NULL;
+    PyObject *product = given[0], *weight = given[1];
+    const double *G = FLOATS(product, 2);
+    const double *w = G ? FLOATS(weight, 1) : NULL;
+    double number[3];
+    for (int i = 0; w && i < 3; i++)
+        number[i] = PyFloat_AsDouble(given[2 + i]);
+    place steps = w && !PyErr_Occurred() ? PyLong_AsSsize_t(given[5]) : 0, n = w ? SIZE(weight, 0) : 0;
+    if (PyErr_Occurred())
+        return NULL;
+    if (SIZE(product, 0) != n || SIZE(product, 1) != n)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    double *work = PyMem_Malloc(4 * n * sizeof(double));
+    PyObject *weights = new_array(1, n, 0);
+    if (!work || !weights) {
+        PyMem_Free(work);
+        Py_XDECREF(weights);
+        return PyErr_NoMemory();
+    }
+    double floor = number[0], tolerance = number[2], sum = 0.0;
+    double *found = PyArray_DATA((PyArrayObject *)weights);
+    double *distance = work, *moved = work + n, *turned = work + 2 * n, *before = work + 3 * n;
+    memcpy(found, w, n * sizeof(double));
+    distances_from(distance, turned, G, found, n, floor);
+    for (place l = 0; l < n; l++)
+        sum += distance[l];
+    int better = sum < number[1];
+    for (; better && steps > 0; steps--) {
+        double step = 0.0, *other = before;
+        before = turned;
+        turned = other;
+        sum = 0.0;
+        for (place l = 0; l < n; l++) {
+            moved[l] = 1.0 / distance[l];
+            sum += moved[l];
+        }
+        for (place l = 0; l < n; l++)
+            moved[l] /= sum;
+        distances_from(distance, turned, G, moved, n, floor);
+        for (place l = 0; l < n; l++) {
+            step += (moved[l] - found[l]) * (turned[l] - before[l]);
+            found[l] = moved[l];
+        }
+        if (step <= tolerance * tolerance)
+            break;
+    }
+    PyMem_Free(work);
+    if (better)
+        return weights;
+    Py_DECREF(weights);
+    Py_RETURN_NONE;
+}
+
+struct pull {
+    double distance, weight;
+};
+
+/* The farthest first, and of equally far the heaviest. */
+static int by_distance(const void *one, const void *other)
+{
+    const struct pull *x = one, *y = other;
+    if (x->distance != y->distance)
+        return x->distance < y->distance ? 1 : -1;
+    return (x->weight < y->weight) - (x->weight > y->weight);
+}
+
+static double clipping_radius(struct pull *pull, place n, double byzantine, int squares)
+{
+    if (!(byzantine > 0.0))
+        return INFINITY;
+    double gone = 0.0, farthest = 0.0, sum = 0.0;
+    double taken = (squares ? byzantine : 2.0 * byzantine) * (1.0 - EQUAL_WEIGHTS);
+    qsort(pull, n, sizeof *pull, by_distance);
+    for (place l = 0; l < n; gone += pull[l++].weight) {
+        if (!(gone >= taken))
+            continue;
+        if (farthest == 0.0)
+            farthest = squares && pull[l].distance < DBL_MIN ? DBL_MIN : pull[l].distance;
+        double part = pull[l].distance / farthest;
+        sum += pull[l].weight * part * part;
+    }
+    return squares ? farthest * sqrt(sum / byzantine) : farthest;
+}
+
+/* clipped_weights(distance, metropolis, own, b, squares) */
+static PyObject *clipped_weights(PyObject *module, PyObject *const *given, Py_ssize_t count)
+{
+    if (!arguments(count, 5))
+        return NULL;
+    PyObject *distance = given[0], *metropolis = given[1], *own = given[2], *b = given[3];
+    const double *d = FLOATS(distance, 2);
+    const double *w = d ? FLOATS(metropolis, 2) : NULL;
+    const place *oneself = w ? PLACES(own) : NULL;
+    const place *most = oneself ? PLACES(b) : NULL;
+    int squares = most ? PyObject_IsTrue(given[4]) : -1;
+    if (squares < 0)
+        return NULL;
+    place agents = SIZE(distance, 0), n = SIZE(distance, 1);
+    if (SIZE(metropolis, 0) != agents || SIZE(metropolis, 1) != n || SIZE(own, 0) != agents || SIZE(b, 0) != agents)
+        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    PyObject *weights = new_array(2, agents, n);
+    struct pull *pull = PyMem_Malloc(n * sizeof *pull);
+    if (!weights || !pull) {
+        Py_XDECREF(weights);
+        PyMem_Free(pull);
+        return PyErr_NoMemory();
+    }
+    double *weight = PyArray_DATA((PyArrayObject *)weights);
+    for (place k = 0; k < agents; k++, d += n, w += n, weight += n) {
+        if ((size_t)oneself[k] >= (size_t)n || most[k] > n) {
+            PyMem_Free(pull);
+            return fail(weights, PyExc_IndexError, OUTSIDE);
+        }
+        double byzantine = 0.0, radius, sum = 0.0;
+        for (place l = 0; l < n; l++)
+            pull[l] = (struct pull){0.0, l == oneself[k] ? 0.0 : w[l]};
+        qsort(pull, n, sizeof *pull, by_distance);
+        for (place l = 0; l < most[k]; l++)
+            byzantine += pull[l].weight;
+        for (place l = 0; l < n; l++)
+            pull[l] = (struct pull){d[l], w[l]};
+        radius = clipping_radius(pull, n, byzantine, squares);
+        for (place l = 0; l < n; l++) {
+            weight[l] = l == oneself[k] ? 0.0 : w[l] * (d[l] > radius ? radius / d[l] : 1.0);
+            sum += weight[l];
+        }
+        weight[oneself[k]] = 1.0 - sum > 0.0 ? 1.0 - sum : 0.0;
+    }
+    PyMem_Free(pull);
+    return weights;
+}
+
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 
 static PyMethodDef METHODS[] = {
     METHOD(philox), METHOD(normal), METHOD(all_finite), METHOD(gather),    METHOD(squared_residuals), METHOD(squared_distances),
     METHOD(average_in), METHOD(normalise), METHOD(inverse_weights),   METHOD(weighted_sums),
     METHOD(step_towards), METHOD(own_squared_residuals), METHOD(own_squared_distances), METHOD(location_risks),
-    METHOD(location_samples), {NULL},
+    METHOD(location_samples), METHOD(large_squared_distances), METHOD(middle_sums), METHOD(weiszfeld),
+    METHOD(clipped_weights), {NULL},
 };
 
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_loops", NULL, -1, METHODS};

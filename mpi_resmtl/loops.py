@@ -32,3 +32,7 @@ own_squared_residuals = _chosen.own_squared_residuals
 own_squared_distances = _chosen.own_squared_distances
 location_samples = _chosen.location_samples
 location_risks = _chosen.location_risks
+large_squared_distances = _chosen.large_squared_distances
+middle_sums = _chosen.middle_sums
+weiszfeld = _chosen.weiszfeld
+clipped_weights = _chosen.clipped_weights

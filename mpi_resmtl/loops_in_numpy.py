@@ -1,8 +1,8 @@
 """The loops over edges in numpy, for machines without a compiler, and the description of those in C.
 
 A neighbourhood's edges lie together. Sums over them run in agent order, one term after the other from 0 on, which
-fixes every bit: `_loops.c` gives the same. Models are float64 here; C wants arrays that are C-contiguous and places
-that are intp.
+fixes every bit: `_loops.c` gives the same. Models are float64 where nothing else is said; C wants arrays that are
+C-contiguous and places that are intp.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import numpy as np
 
 _SMALLEST = 1e-290
 """Keeps 1/phi, and sums of it over a neighbourhood, finite."""
+_EQUAL_WEIGHTS = 1e-9
+"""Sums of weights this close, relatively, are equal."""
+_LANES, _BLOCK = 32, 4096
+"""Sums that are added side by side in the precision of the messages, and coordinates after which they are put away."""
 _TWO_PI = 6.283185307179586
 _ROUNDING = 6755399441055744.0
 """To a number this large, small ones are added as whole numbers."""
@@ -217,3 +221,106 @@ def location_risks(
 def by_component(models: np.ndarray) -> np.ndarray:
     """(b, A, P) -> (P, b, A), a copy, on which numpy is several times faster where P is small."""
     return np.ascontiguousarray(np.moveaxis(models, -1, 0))
+
+
+def large_squared_distances(anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
+    """norm(anchor_k - m_lk)^2 of float32 or float64: (g, P), (g, n, P) -> float64 (g, n).
+
+    Every 32nd square is added in the precision of the messages, over 4096 coordinates, and all that in float64.
+    """
+    g, n, parameters = messages.shape
+    squared = np.empty((g, n))
+    for k in range(g):
+        lanes = np.zeros((n, _LANES))
+        for first in range(0, parameters, _BLOCK):
+            difference = messages[k, :, first : first + _BLOCK] - anchor[k, first : first + _BLOCK]
+            difference *= difference
+            filled = np.zeros((-(-difference.shape[1] // _LANES), n, _LANES), messages.dtype)
+            padded = np.pad(difference, ((0, 0), (0, len(filled) * _LANES - difference.shape[1])))
+            filled[:] = padded.reshape(n, -1, _LANES).swapaxes(0, 1)
+            lanes += np.add.reduce(filled, axis=0)
+        squared[k] = np.add.accumulate(lanes, axis=1)[:, -1]
+    return squared
+
+
+def middle_sums(messages: np.ndarray, first: int, kept: int) -> np.ndarray:
+    """Per coordinate the sum of the values that sort to first .. first + kept - 1, in that order from 0 on.
+
+    Finite float32 or float64 (n, P) -> (P,) of that dtype. C finds them by a network of minima and maxima, n log^2 n P.
+    """
+    total = np.zeros_like(messages[0])
+    for row in np.sort(messages, axis=0)[first : first + kept]:
+        total += row
+    return total
+
+
+def weiszfeld(
+    product: np.ndarray, weight: np.ndarray, floor: float, least: float, tolerance: float, most_steps: int
+) -> np.ndarray | None:
+    """Weiszfeld's steps from weights w (n,) of points whose products are G (n, n): new weights.
+
+    w <- 1 / d / sum of 1 / d, d_l^2 = G_ll - 2 (G w)_l + w'G w, at least `floor`, until a step is within the tolerance.
+    None where the sum of the first d is not below `least`.
+    """
+    turned, distance = _distances_from(product, weight, floor)
+    if not _sum(distance) < least:
+        return None
+    for _ in range(most_steps):
+        moved = 1.0 / distance
+        moved /= _sum(moved)
+        before = turned
+        turned, distance = _distances_from(product, moved, floor)
+        step = _sum((moved - weight) * (turned - before))
+        weight = moved
+        if step <= tolerance * tolerance:
+            break
+    return weight
+
+
+def _distances_from(product: np.ndarray, weight: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """G w and d, both (n,)."""
+    turned = np.add.reduce(product * weight[:, None], axis=0)
+    squared = (product.diagonal() - 2.0 * turned) + _sum(weight * turned)
+    return turned, np.sqrt(np.where(squared > floor, squared, floor))
+
+
+def _sum(values: np.ndarray) -> float:
+    """In order, which numpy's own is not."""
+    return np.add.accumulate(values)[-1]
+
+
+def clipped_weights(
+    distance: np.ndarray, metropolis: np.ndarray, own: np.ndarray, b: np.ndarray, squares: bool
+) -> np.ndarray:
+    """W_kl min(1, tau / d_l), what that takes from neighbours given to oneself: (g, n), (g, n), (g,), (g,) -> (g, n).
+
+    W_b is the sum of the b greatest W_kl of neighbours; where it is 0 nothing is clipped. Messages are left after those
+    of at least W_b of weight, 2 W_b unless `squares`, are taken from the far end, of equally far the heavier first. tau
+    is the greatest distance left, 0 if none is, or tau^2 = sum W_kl d_l^2 / W_b over those left where `squares`.
+    """
+    rows = np.arange(len(own))
+    heaviest = metropolis.copy()
+    heaviest[rows, own] = 0.0
+    heaviest = np.sort(heaviest, axis=1)[:, ::-1].cumsum(axis=1)
+    byzantine = np.where(b > 0, heaviest[rows, b - 1], 0.0)
+
+    order = np.lexsort((metropolis, distance), axis=1)[:, ::-1]
+    far, weight = np.take_along_axis(distance, order, axis=1), np.take_along_axis(metropolis, order, axis=1)
+    gone = np.zeros_like(weight)
+    weight[:, :-1].cumsum(axis=1, out=gone[:, 1:])
+    taken = (byzantine if squares else 2.0 * byzantine) * (1.0 - _EQUAL_WEIGHTS)
+    far *= gone >= taken[:, None]
+    radius = far.max(axis=1)
+    if squares:
+        radius = np.maximum(radius, np.finfo(np.float64).tiny)
+        far /= radius[:, None]
+        share = np.add.accumulate(weight * far * far, axis=1)[:, -1]
+        radius *= np.sqrt(np.divide(share, byzantine, out=np.zeros_like(share), where=byzantine > 0.0))
+    radius[byzantine <= 0.0] = np.inf
+
+    clipped = np.ones_like(distance)
+    np.divide(radius[:, None], distance, out=clipped, where=distance > radius[:, None])
+    clipped *= metropolis
+    clipped[rows, own] = 0.0
+    clipped[rows, own] = np.maximum(1.0 - np.add.accumulate(clipped, axis=1)[:, -1], 0.0)
+    return clipped

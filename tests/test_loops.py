@@ -27,9 +27,9 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> None:
     assert one.dtype == other.dtype
     unknown = np.isnan(one)
     np.testing.assert_array_equal(unknown, np.isnan(other))
-    np.testing.assert_array_equal(
-        np.where(unknown, 0, one).view(np.uint64), np.where(unknown, 0, other).view(np.uint64)
-    )
+    bits = f"u{one.itemsize}"
+    zero = one.dtype.type(0)
+    np.testing.assert_array_equal(np.where(unknown, zero, one).view(bits), np.where(unknown, zero, other).view(bits))
 
 
 def values(random: np.random.Generator, shape: tuple[int, ...], odd: float) -> np.ndarray:
@@ -207,7 +207,118 @@ def test_the_location_has_the_same_samples_and_risks(seed: int, length: int, age
     same_bits(compiled.location_risks(*given_), loops_in_numpy.location_risks(*given_))
 
 
+BOTH = pytest.mark.parametrize("one", [compiled, loops_in_numpy], ids=["C", "numpy"])
+PRECISIONS = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+@PRECISIONS
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 9), st.sampled_from([0.0, 0.1]))
+def test_distances_of_large_models_have_the_same_bits(dtype, seed: int, agents: int, n: int, odd: float):
+    random = np.random.default_rng(seed)
+    parameters = int(random.choice([1, 31, 32, 33, 300, 4096, 4097, 9000]))
+    anchor = values(random, (agents, parameters), odd / 100).astype(dtype)
+    messages = values(random, (agents, n, parameters), odd / 100).astype(dtype)
+    found = compiled.large_squared_distances(anchor, messages)
+    same_bits(found, loops_in_numpy.large_squared_distances(anchor, messages))
+
+
+@BOTH
+@PRECISIONS
+@pytest.mark.parametrize("parameters", [1, 32, 40, 5000])
+def test_distances_of_large_models_are_those_of_the_formula(one, dtype, parameters: int):
+    random = np.random.default_rng(0)
+    anchor = random.normal(size=(2, parameters)).astype(dtype)
+    messages = random.normal(size=(2, 5, parameters)).astype(dtype)
+    found = one.large_squared_distances(anchor, messages)
+    for k in range(2):
+        for place in range(5):
+            pairs = zip(anchor[k].tolist(), messages[k, place].tolist(), strict=True)
+            expected = math.fsum((m - a) ** 2 for a, m in pairs)
+            assert found[k, place] == pytest.approx(expected, rel=1e-13 if dtype == np.float64 else 1e-5)
+
+
+@PRECISIONS
+@given(st.integers(0, 2**32), st.integers(1, 100), st.booleans())
+def test_sums_of_the_middle_values_have_the_same_bits_and_are_those_of_sorted_values(dtype, seed: int, n: int, ties):
+    random = np.random.default_rng(seed)
+    parameters = int(random.choice([1, 2, 63, 64, 65, 200]))
+    messages = np.where(ties, random.integers(-2, 3, (n, parameters)), random.normal(size=(n, parameters)))
+    messages = np.where(random.random(messages.shape) < 0.1, -0.0, messages).astype(dtype)
+    first = int(random.integers(0, n + 1))
+    kept = int(random.integers(0, n - first + 1))
+    found = compiled.middle_sums(messages, first, kept)
+    same_bits(found, loops_in_numpy.middle_sums(messages, first, kept))
+    for p in range(parameters):
+        total = dtype(0)
+        for value in sorted(messages[:, p])[first : first + kept]:
+            total += value
+        assert found[p] == total
+
+
+def euclid(points: np.ndarray, weight: np.ndarray) -> list[float]:
+    """Distance of each point from the weighted mean."""
+    return [math.dist(point, weight @ points) for point in points]
+
+
+@given(st.integers(0, 2**32), st.integers(2, 30), st.integers(0, 40))
+def test_steps_to_the_geometric_median_have_the_same_bits(seed: int, n: int, most_steps: int):
+    random = np.random.default_rng(seed)
+    points = random.normal(size=(n, 50)) * 10.0 ** random.integers(-2, 3, (n, 1))
+    weight = random.dirichlet(np.ones(n))
+    least = float(random.choice([np.inf, 0.0, 1.0, 1.01])) * sum(euclid(points, weight))
+    given_ = (points @ points.T, weight, 1e-9, least, 1e-6, most_steps)
+    found, other = compiled.weiszfeld(*given_), loops_in_numpy.weiszfeld(*given_)
+    assert (found is None) == (other is None)
+    if found is not None:
+        same_bits(found, other)
+
+
+@BOTH
+def test_steps_to_the_geometric_median_are_weiszfelds(one):
+    random = np.random.default_rng(2)
+    points, weight = random.normal(size=(7, 20)), np.full(7, 1 / 7)
+    product = points @ points.T
+    for steps in range(5):
+        found = one.weiszfeld(product, np.full(7, 1 / 7), 1e-12, np.inf, 0.0, steps)
+        np.testing.assert_allclose(found, weight, rtol=1e-9)
+        inverse = 1.0 / np.array(euclid(points, weight))
+        weight = inverse / inverse.sum()
+    settled = one.weiszfeld(product, np.full(7, 1 / 7), 1e-12, np.inf, 1e-6, 10_000)
+    slope = sum((settled @ points - point) / far for point, far in zip(points, euclid(points, settled), strict=True))
+    assert np.linalg.norm(slope) < 1e-4
+    assert one.weiszfeld(product, np.full(7, 1 / 7), 1e-12, sum(euclid(points, settled)), 1e-6, 9) is None
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 20), st.booleans(), st.booleans())
+def test_clipped_weights_have_the_same_bits(seed: int, agents: int, n: int, squares: bool, ties: bool):
+    random = np.random.default_rng(seed)
+    distance = (
+        random.choice([0.0, 5e-324, 1e-160, 1.0, 2.0, 1e300], (agents, n)) if ties else random.random((agents, n))
+    )
+    metropolis = random.choice([0.0, 0.1, 0.25], (agents, n)) if ties else random.random((agents, n)) / n
+    own, b = random.integers(0, n, agents), random.integers(0, n + 1, agents)
+    distance[np.arange(agents), own] = 0.0
+    found = compiled.clipped_weights(distance, metropolis, own, b, squares)
+    same_bits(found, loops_in_numpy.clipped_weights(distance, metropolis, own, b, squares))
+
+
+@BOTH
+def test_clipped_weights_are_those_of_the_formula_by_hand(one):
+    """Weights 1/4, one of three neighbours Byzantine: W_b = 1/4 takes the one at 6, 2 W_b those at 6 and 2."""
+    distance, metropolis = np.array([[6.0, 0.0, 1.0, 2.0]]), np.full((1, 4), 0.25)
+    own, b = np.array([1]), np.array([1])
+    tau = math.sqrt(0.25 * (1 + 4) / 0.25)
+    expected = [0.25 * tau / 6, 1 - 0.25 * (tau / 6 + 2), 0.25, 0.25]
+    np.testing.assert_allclose(one.clipped_weights(distance, metropolis, own, b, True)[0], expected, rtol=1e-15)
+    expected = [0.25 / 6, 1 - 0.25 * (1 / 6 + 1 + 1 / 2), 0.25, 0.25 / 2]
+    np.testing.assert_allclose(one.clipped_weights(distance, metropolis, own, b, False)[0], expected, rtol=1e-15)
+    for squares in (True, False):
+        unclipped = one.clipped_weights(distance, metropolis, own, b - 1, squares)[0]
+        np.testing.assert_array_equal(unclipped, 0.25)
+
+
 FLOATS, PLACES = np.zeros(3), np.zeros(3, np.intp)
+ONE = np.array([1])
 
 
 @pytest.mark.parametrize(
@@ -234,6 +345,22 @@ FLOATS, PLACES = np.zeros(3), np.zeros(3, np.intp)
         (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES, PLACES + 9, np.zeros((9, 2))), IndexError),
         (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES + 3, PLACES, np.zeros((9, 2))), IndexError),
         (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES, PLACES, np.zeros((9, 1))), ValueError),
+        (lambda: compiled.large_squared_distances(np.zeros((2, 3)), np.zeros((1, 4, 3))), ValueError),
+        (lambda: compiled.large_squared_distances(np.zeros((1, 2)), np.zeros((1, 4, 3))), ValueError),
+        (lambda: compiled.large_squared_distances(np.zeros((1, 3), np.float32), np.zeros((1, 4, 3))), TypeError),
+        (lambda: compiled.large_squared_distances(np.zeros((1, 3)), np.zeros((1, 4, 3), np.float16)), TypeError),
+        (lambda: compiled.middle_sums(np.zeros((3, 2)), 2, 2), IndexError),
+        (lambda: compiled.middle_sums(np.zeros((3, 2)), -1, 2), IndexError),
+        (lambda: compiled.middle_sums(np.zeros((3, 2)), 0, -1), IndexError),
+        (lambda: compiled.middle_sums(np.zeros((3, 2), int), 0, 1), TypeError),
+        (lambda: compiled.middle_sums(np.zeros((4, 2))[::2], 0, 1), TypeError),
+        (lambda: compiled.weiszfeld(np.zeros((2, 3)), FLOATS, 0.0, 1.0, 0.0, 1), ValueError),
+        (lambda: compiled.weiszfeld(np.zeros((3, 3)), FLOATS[:2], 0.0, 1.0, 0.0, 1), ValueError),
+        (lambda: compiled.weiszfeld(np.zeros((3, 3)), FLOATS, "0", 1.0, 0.0, 1), TypeError),
+        (lambda: compiled.clipped_weights(np.zeros((1, 3)), np.zeros((1, 2)), ONE, ONE, True), ValueError),
+        (lambda: compiled.clipped_weights(np.zeros((2, 3)), np.zeros((2, 3)), ONE, ONE, True), ValueError),
+        (lambda: compiled.clipped_weights(np.zeros((1, 3)), np.zeros((1, 3)), ONE + 2, ONE, True), IndexError),
+        (lambda: compiled.clipped_weights(np.zeros((1, 3)), np.zeros((1, 3)), ONE, ONE + 3, True), IndexError),
         (lambda: compiled.philox(np.zeros(1, np.uint64), 0, 1), ValueError),
         (lambda: compiled.philox(np.zeros(2, np.uint64), -1, 1), OverflowError),
         (lambda: compiled.philox(np.zeros(2, np.uint64), 0, -1), ValueError),

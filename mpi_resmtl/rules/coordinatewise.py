@@ -7,20 +7,19 @@ depends on P and on the number of messages alone, and sums run over one agent's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
+from mpi_resmtl import loops
 from mpi_resmtl.rules import Heard, NoParameters, aggregate
 
 _SMALL = 64
 """Parameters of models that are computed many agents at once; larger ones agent by agent."""
-_NETWORK = ((32, _SMALL), (64, 2**16))
-"""Up to so many messages, from so many parameters on, a selection network over whole rows is faster than sorting column
-by column."""
-_ROW_BLOCK, _COLUMN_BLOCK = 2**14, 2**12
-"""Coordinates of a large model that are worked on at a time, in rows and in columns."""
+_NETWORK = 100
+"""Messages up to which a network of minima and maxima over whole rows is faster than sorting column by column."""
+_COLUMN_BLOCK = 2**12
+"""Coordinates of a large model that are worked on at a time."""
 
 Reduced = tuple[np.ndarray, np.ndarray | None]
 """The models (g, P) and the shares of the messages in them (g, n), None where they are not asked for."""
@@ -35,7 +34,7 @@ def minority(n: int, options: object) -> int:
 def median(heard: Heard, options: NoParameters) -> Reduced:
     """Per coordinate the median of the messages; of an even number, the mean of the two in the middle.
 
-    Yin et al. 2018. Does not use b. n log n P (n log^2 n P up to 20 messages, on vectors).
+    Yin et al. 2018. Does not use b. n log n P (n log^2 n P up to 100 messages, on vectors).
     """
     return middle_mean(heard.messages, heard.present, heard.whole, (heard.count - 1) // 2, heard.reported)
 
@@ -191,17 +190,8 @@ def _middle_sums(messages: np.ndarray, first: int, kept: int, total: np.ndarray)
     if kept == n:
         np.add.reduce(messages, axis=0, out=total)
         return
-    if any(n <= most and parameters >= least for most, least in _NETWORK):
-        steps, inside, rows = _selection(n, first, kept)
-        work = np.empty((rows, min(parameters, _ROW_BLOCK)), messages.dtype)
-        for block in _blocks(parameters, _ROW_BLOCK):
-            row = [*messages[:, block], *work[:, : block.stop - block.start]]
-            for operation, one, other, into in steps:
-                operation(row[one], row[other], out=row[into])
-            out = total[block]
-            out[:] = row[inside[0]]
-            for chosen in inside[1:]:
-                out += row[chosen]
+    if n <= _NETWORK:
+        total[:] = loops.middle_sums(np.ascontiguousarray(messages), first, kept)
         return
     for block in _blocks(parameters, _COLUMN_BLOCK):
         columns = messages[:, block].T.copy()
@@ -215,55 +205,6 @@ def _sum_columns(columns: np.ndarray, total: np.ndarray) -> None:
         np.add(columns[:, 0], 0.0 if columns.shape[1] == 1 else columns[:, 1], out=total)
     else:
         np.matmul(columns, np.ones(columns.shape[1], columns.dtype), out=total)
-
-
-@lru_cache(maxsize=256)
-def _selection(n: int, first: int, kept: int) -> tuple[list[tuple[Callable, int, int, int]], list[int], int]:
-    """A network of minima and maxima that finds the values that sort to first .. first + kept - 1 of n.
-
-    Returns its steps (operation, row, row, row for the result), the rows where the values are in the end, in any order,
-    and the number of rows it needs beside the n given, which it does not change. It is Batcher's merge exchange (Knuth,
-    The Art of Computer Programming 3, 5.2.2M) without the comparators that only order values within the chosen or
-    within the others, and without the minima or maxima that nobody reads.
-    """
-    comparators, power = [], 1 << max((n - 1).bit_length() - 1, 0)
-    p = power
-    while p > 0:
-        q, r, d = power, 0, p
-        while d > 0:
-            comparators += [(i, i + d) for i in range(n - d) if i & p == r]
-            d, q, r = q - p, q >> 1, p
-        p >>= 1
-
-    unread = -1
-    goal = [0 if first <= i < first + kept else unread for i in range(n)]
-    needed = []
-    for number, (i, j) in enumerate(reversed(comparators), start=1):
-        if goal[i] != goal[j]:
-            needed.append((i, j, goal[i] != unread, goal[j] != unread))
-            goal[i] = goal[j] = number
-
-    at, free, rows, steps = list(range(n)), [], n, []
-    for i, j, low, high in reversed(needed):
-        one, other = at[i], at[j]
-        if not free:
-            free, rows = [rows], rows + 1
-        spare = free.pop()
-        steps.append((np.minimum if low else np.maximum, one, other, spare))
-        if low and high:
-            if other >= n:
-                second = other
-            elif free:
-                second = free.pop()
-            else:
-                second, rows = rows, rows + 1
-            steps.append((np.maximum, one, other, second))
-            at[i], at[j] = spare, second
-            free += [one] if one >= n else []
-        else:
-            at[i] = at[j] = spare
-            free += [row for row in (one, other) if row >= n]
-    return steps, [at[i] for i in range(first, first + kept)], rows - n
 
 
 def _middle_shares(messages: np.ndarray, first: int, kept: int) -> np.ndarray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpi_resmtl import loops
+
 _FEW = 8
 """Parameters whose squares are added one after the other, for all messages at once."""
 _SMALL = 256
@@ -16,8 +18,8 @@ _BLOCK = 4096
 """Coordinates of a large model in the cache at a time; BLAS uses one thread for vectors of this length."""
 _DIFFERENCES = 2**17
 """Differences held at a time."""
-_FEW_ROWS = 16
-"""Messages up to which their products are quicker as those of any two matrices."""
+_FEW_ROWS = 7
+"""Messages up to which their products are as quick in float64."""
 _NEAR = 0.01
 """Part of norm(m_j - o)^2 + norm(m_l - o)^2 above which float32 keeps enough digits of their squared distance."""
 _CANCELLED = 1e-9
@@ -29,19 +31,11 @@ _LARGEST = np.finfo(np.float64).max
 
 def squared_distances(anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
     """norm(anchor_k - m_lk)^2: anchors (g, P) and messages (g, n, P) -> float64 (g, n); inf above 1e308. g n P."""
-    g, n, parameters = messages.shape
     with np.errstate(over="ignore"):
-        if parameters <= _SMALL:
+        if messages.shape[2] <= _SMALL:
             return _squared_norms(messages, anchor[:, None])
-        squared = np.zeros((g, n))
-        difference = np.empty((n, min(parameters, _BLOCK)), messages.dtype)
-        for k in range(g):
-            for first in range(0, parameters, _BLOCK):
-                block = messages[k, :, first : first + _BLOCK]
-                part = difference[:, : block.shape[1]]
-                np.subtract(block, anchor[k, first : first + _BLOCK], out=part)
-                squared[k] += np.vecdot(part, part)
-        if messages.dtype != np.float64:
+        squared = loops.large_squared_distances(np.ascontiguousarray(anchor), np.ascontiguousarray(messages))
+        if messages.dtype != np.float64 and not loops.all_finite(squared):
             for k, place in np.argwhere(np.isinf(squared)):
                 squared[k, place] = _far(anchor[k], messages[k, place]) ** 2
         return squared
@@ -53,7 +47,7 @@ def distances(anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
     Differences below 1e-154 count as none.
     """
     distance = np.sqrt(squared_distances(anchor, messages))
-    if not np.isfinite(distance.sum()):
+    if not loops.all_finite(distance):
         for k, place in np.argwhere(np.isinf(distance)):
             distance[k, place] = _far(anchor[k], messages[k, place])
     return distance
@@ -107,7 +101,7 @@ def products(messages: np.ndarray) -> np.ndarray:
     n, parameters = messages.shape
     if messages.dtype == np.float32 and n > _FEW_ROWS:
         product = np.zeros((n, n))
-        width = max(512, min(parameters // 2, 2**16 // n))
+        width = max(512, min(parameters, 2**16 // n))
         away = np.empty((n, width), np.float32)
         for first in range(0, parameters, width):
             some = messages[:, first : first + width]
@@ -121,19 +115,15 @@ def products(messages: np.ndarray) -> np.ndarray:
         if limit.min() >= 0.0:
             return product
 
-    width = max(512, min(parameters // 4, 2**15 // n))
-    left = np.empty((n, width))
-    # numpy hands a product with its own transpose to BLAS's syrk, which is slower for few rows.
-    right = left if n > _FEW_ROWS else np.empty_like(left)
+    width = max(512, min(parameters, 2**16 // n))
+    double = np.empty((n, width))
     product, part = np.zeros((n, n)), np.empty((n, n))
     for first in range(0, parameters, width):
         some = messages[:, first : first + width]
-        stop = some.shape[1]
-        left[:, :stop] = some
-        if right is not left:
-            right[:, :stop] = some
-        product += np.matmul(left[:, :stop], right[:, :stop].T, out=part)
-    return product if right is left else np.maximum(product, product.T)
+        converted = double[:, : some.shape[1]]
+        converted[:] = some
+        product += np.matmul(converted, converted.T, out=part)
+    return product
 
 
 def _large_squares(messages: np.ndarray) -> np.ndarray:

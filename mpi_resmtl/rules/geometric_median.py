@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge
 
+from mpi_resmtl import loops
 from mpi_resmtl.rules import Heard, aggregate
 from mpi_resmtl.rules.distances import pairwise_squares, products
 from mpi_resmtl.rules.sums import total, weighted_sum
@@ -76,38 +77,18 @@ def _large_weights(messages: np.ndarray, most_steps: int) -> np.ndarray:
         if plain:
             np.fill_diagonal(squares, 0.0)
             sums = np.sqrt(squares).sum(axis=1)
-            weight = 1.0 / sums
-            weight /= weight.sum()
-            floor = _ROUNDING * _ROUNDING * greatest
-            turned, distance = _distances(product, norm, weight, floor)
             best = sums.argmin()
             size = float(np.linalg.norm(messages[best]))
-            if distance.sum() < sums[best] and np.isfinite(size):
-                tolerance = _TOLERANCE * (1.0 + size)
-                for _ in range(most_steps):
-                    moved = 1.0 / distance
-                    moved /= moved.sum()
-                    before = turned
-                    turned, distance = _distances(product, norm, moved, floor)
-                    step = float((moved - weight) @ (turned - before))
-                    weight = moved
-                    if step <= tolerance * tolerance:
-                        break
-                return weight
+            if np.isfinite(size):
+                weight = 1.0 / sums
+                weight /= weight.sum()
+                floor, tolerance = _ROUNDING * _ROUNDING * greatest, _TOLERANCE * (1.0 + size)
+                weight = loops.weiszfeld(product, weight, floor, sums[best], tolerance, most_steps)
+                if weight is not None:
+                    return weight
     everyone = np.ones((1, len(messages)), bool)
     squares = pairwise_squares(messages[None], everyone)
     return _weights(messages[None], everyone, squares, most_steps, together=False)[0]
-
-
-def _distances(
-    product: np.ndarray, norm: np.ndarray, weight: np.ndarray, floor: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """G w and d, both (n,), by products G (n, n), squared norms (n,) and weights w (n,); d^2 is at least `floor`."""
-    turned = product @ weight
-    squared = turned * -2.0
-    squared += norm
-    squared += weight @ turned
-    return turned, np.sqrt(np.maximum(squared, floor, out=squared), out=squared)
 
 
 def _weights(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpi_resmtl import loops
+
 _SMALL = 256
 """Parameters of models that are computed in float64, many agents at once; larger ones agent by agent."""
 _BLOCK = 4096
@@ -29,7 +31,7 @@ def weighted_sum(weight: np.ndarray, messages: np.ndarray) -> np.ndarray:
     g, _, parameters = messages.shape
     with np.errstate(over="ignore"):
         if parameters <= _SMALL:
-            model = np.add.accumulate(weight[:, :, None] * messages, axis=1)[:, -1].astype(messages.dtype, copy=False)
+            model = np.add.accumulate(weight[:, :, None] * messages, axis=1)[:, -1].astype(messages.dtype, order="C")
         else:
             model = np.empty((g, parameters), messages.dtype)
             for k in range(g):
@@ -112,8 +114,7 @@ def _sum_large(weight: np.ndarray, messages: np.ndarray, model: np.ndarray) -> N
 
 def _finite(models: np.ndarray) -> np.ndarray:
     """Models that passed the largest number by rounding are brought back to it, in place."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not np.isfinite(models.sum()):
-            largest = np.finfo(models.dtype).max
-            np.clip(models, -largest, largest, out=models)
+    if not loops.all_finite(models.reshape(-1, models.shape[-1])):
+        largest = np.finfo(models.dtype).max
+        np.clip(models, -largest, largest, out=models)
     return models
