@@ -106,13 +106,21 @@ static PyObject *new_array(int dimensions, place rows, place columns)
     return PyArray_SimpleNew(dimensions, shape, NPY_DOUBLE);
 }
 
-/* The edge after the neighbourhood that begins at `first`. */
-static inline place end_of(const place *agent, place first, place edges)
+/* The edge after neighbourhood k of n. */
+static inline place end_of(const place *start, place k, place n, place edges)
 {
-    place end = first + 1;
-    while (end < edges && agent[end] == agent[first])
-        end++;
-    return end;
+    return k + 1 < n ? start[k + 1] : edges;
+}
+
+/* Whether n neighbourhoods follow one another and take in all edges. */
+static int cover(const place *start, place n, place edges)
+{
+    if (n == 0 || start[0] != 0)
+        return n == 0 && edges == 0;
+    for (place k = 0; k < n; k++)
+        if (end_of(start, k, n, edges) < start[k])
+            return 0;
+    return 1;
 }
 
 static const char *const OUTSIDE = "a place is outside its array";
@@ -218,6 +226,30 @@ FOR_EACH_PROCESSOR static void turn(double *restrict along, double *restrict acr
     }
 }
 
+/* Numbers that are drawn at a time where rows are too short for wide registers. */
+#define TOGETHER 256
+
+/* A row's radii are its first `half` words, its turns the others; rows * half <= TOGETHER. */
+static void short_rows(double *restrict to, double *restrict work, const npy_uint64 *restrict word, place rows,
+                       place half, place used)
+{
+    double *along = work, *across = work + TOGETHER;
+    npy_uint64 *near = (npy_uint64 *)(work + 2 * TOGETHER), *far = near + TOGETHER;
+    for (place k = 0, i = 0; k < rows; k++, word += 2 * half)
+        for (place j = 0; j < half; j++, i++) {
+            near[i] = word[j];
+            far[i] = word[half + j];
+        }
+    radii(along, near, rows * half);
+    turn(along, across, far, rows * half);
+    for (place k = 0; k < rows; k++, along += half, across += half, to += used) {
+        for (place j = 0; j < half; j++)
+            to[j] = along[j];
+        for (place j = half; j < used; j++)
+            to[j] = across[j - half];
+    }
+}
+
 /* normal(words, used) */
 static PyObject *normal(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
@@ -234,17 +266,23 @@ static PyObject *normal(PyObject *module, PyObject *const *given, Py_ssize_t cou
     PyObject *drawn = new_array(2, rows, used);
     if (!drawn)
         return NULL;
-    double *to = PyArray_DATA((PyArrayObject *)drawn), *across = PyMem_Malloc(half * sizeof(double));
-    if (!across) {
+    double *to = PyArray_DATA((PyArrayObject *)drawn), *work = PyMem_Malloc((half + 4 * TOGETHER) * sizeof(double));
+    if (!work) {
         Py_DECREF(drawn);
         return PyErr_NoMemory();
     }
-    for (; rows; rows--, word += 2 * half, to += used) {
-        radii(to, word, half);
-        turn(to, across, word + half, half);
-        memcpy(to + half, across, (used - half) * sizeof(double));
-    }
-    PyMem_Free(across);
+    if (half > TOGETHER / 2)
+        for (; rows; rows--, word += 2 * half, to += used) {
+            radii(to, word, half);
+            turn(to, work, word + half, half);
+            memcpy(to + half, work, (used - half) * sizeof(double));
+        }
+    else if (half)
+        for (place some; rows; rows -= some, word += 2 * half * some, to += used * some) {
+            some = rows < TOGETHER / half ? rows : TOGETHER / half;
+            short_rows(to, work, word, some, half, used);
+        }
+    PyMem_Free(work);
     return drawn;
 }
 
@@ -283,80 +321,90 @@ static PyObject *gather(PyObject *module, PyObject *const *given, Py_ssize_t cou
     return messages;
 }
 
-static inline int residuals(double *loss, const double *u, place agents, const place *of, const double *m, place edges,
-                            place P)
+static inline int residuals(double *loss, const double *u, place agents, const place *agent, const place *start,
+                            place n, const double *m, place edges, place P)
 {
-    for (place e = 0; e < edges; e++) {
-        place k = of[e];
-        if ((size_t)k >= (size_t)agents)
+    for (place k = 0; k < n; k++) {
+        place a = agent[k], end = end_of(start, k, n, edges);
+        if ((size_t)a >= (size_t)agents)
             return 0;
-        double residual = u[P * agents + k];
-        for (place p = 0; p < P; p++)
-            residual -= u[p * agents + k] * m[e * P + p];
-        loss[e] = residual * residual;
+        for (place e = start[k]; e < end; e++) {
+            double residual = u[P * agents + a];
+            for (place p = 0; p < P; p++)
+                residual -= u[p * agents + a] * m[e * P + p];
+            loss[e] = residual * residual;
+        }
     }
     return 1;
 }
 
-/* squared_residuals(signal, target, messages) */
+/* squared_residuals(signal, agent, start, messages) */
 static PyObject *squared_residuals(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
-    if (!arguments(count, 3))
+    if (!arguments(count, 4))
         return NULL;
-    PyObject *signal = given[0], *target = given[1], *messages = given[2];
+    PyObject *signal = given[0], *agent = given[1], *start = given[2], *messages = given[3];
     const double *u = FLOATS(signal, 2);
-    const place *of = u ? PLACES(target) : NULL;
-    const double *m = of ? FLOATS(messages, 2) : NULL;
+    const place *of = u ? PLACES(agent) : NULL;
+    const place *begin = of ? PLACES(start) : NULL;
+    const double *m = begin ? FLOATS(messages, 2) : NULL;
     if (!m)
         return NULL;
-    place parameters = SIZE(messages, 1), agents = SIZE(signal, 1), edges = SIZE(target, 0);
-    if (SIZE(messages, 0) != edges || SIZE(signal, 0) != parameters + 1)
+    place parameters = SIZE(messages, 1), agents = SIZE(signal, 1), edges = SIZE(messages, 0), n = SIZE(agent, 0);
+    if (SIZE(start, 0) != n || SIZE(signal, 0) != parameters + 1)
         return fail(NULL, PyExc_ValueError, UNEQUAL);
+    if (!cover(begin, n, edges))
+        return fail(NULL, PyExc_IndexError, OUTSIDE);
     PyObject *losses = new_array(1, edges, 0);
     if (!losses)
         return NULL;
     double *loss = PyArray_DATA((PyArrayObject *)losses);
-    if (!BY_PARAMETERS(residuals, parameters, loss, u, agents, of, m, edges))
+    if (!BY_PARAMETERS(residuals, parameters, loss, u, agents, of, begin, n, m, edges))
         return fail(losses, PyExc_IndexError, OUTSIDE);
     return losses;
 }
 
-static inline int distances(double *squared, const double *a, place agents, const place *of, const double *m,
-                            place edges, place P)
+static inline int distances(double *squared, const double *anchor, place agents, const place *agent,
+                            const place *start, place n, const double *m, place edges, place P)
 {
-    for (place e = 0; e < edges; e++) {
-        place k = of[e];
-        if ((size_t)k >= (size_t)agents)
+    for (place k = 0; k < n; k++) {
+        place a = agent[k], end = end_of(start, k, n, edges);
+        if ((size_t)a >= (size_t)agents)
             return 0;
-        double sum = 0.0;
-        for (place p = 0; p < P; p++) {
-            double difference = m[e * P + p] - a[k * P + p];
-            sum += difference * difference;
+        for (place e = start[k]; e < end; e++) {
+            double sum = 0.0;
+            for (place p = 0; p < P; p++) {
+                double difference = m[e * P + p] - anchor[a * P + p];
+                sum += difference * difference;
+            }
+            squared[e] = sum;
         }
-        squared[e] = sum;
     }
     return 1;
 }
 
-/* squared_distances(anchor, target, messages) */
+/* squared_distances(anchor, agent, start, messages) */
 static PyObject *squared_distances(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
-    if (!arguments(count, 3))
+    if (!arguments(count, 4))
         return NULL;
-    PyObject *anchor = given[0], *target = given[1], *messages = given[2];
+    PyObject *anchor = given[0], *agent = given[1], *start = given[2], *messages = given[3];
     const double *a = FLOATS(anchor, 2);
-    const place *of = a ? PLACES(target) : NULL;
-    const double *m = of ? FLOATS(messages, 2) : NULL;
+    const place *of = a ? PLACES(agent) : NULL;
+    const place *begin = of ? PLACES(start) : NULL;
+    const double *m = begin ? FLOATS(messages, 2) : NULL;
     if (!m)
         return NULL;
-    place parameters = SIZE(messages, 1), agents = SIZE(anchor, 0), edges = SIZE(target, 0);
-    if (SIZE(messages, 0) != edges || SIZE(anchor, 1) != parameters)
+    place parameters = SIZE(messages, 1), agents = SIZE(anchor, 0), edges = SIZE(messages, 0), n = SIZE(agent, 0);
+    if (SIZE(start, 0) != n || SIZE(anchor, 1) != parameters)
         return fail(NULL, PyExc_ValueError, UNEQUAL);
+    if (!cover(begin, n, edges))
+        return fail(NULL, PyExc_IndexError, OUTSIDE);
     PyObject *squared = new_array(1, edges, 0);
     if (!squared)
         return NULL;
     double *to = PyArray_DATA((PyArrayObject *)squared);
-    if (!BY_PARAMETERS(distances, parameters, to, a, agents, of, m, edges))
+    if (!BY_PARAMETERS(distances, parameters, to, a, agents, of, begin, n, m, edges))
         return fail(squared, PyExc_IndexError, OUTSIDE);
     return squared;
 }
@@ -417,105 +465,112 @@ static PyObject *average_in(PyObject *module, PyObject *const *given, Py_ssize_t
 }
 
 /* Divide shares by their sum over each neighbourhood. */
-static void divide(double *share, const place *agent, place edges)
+static void divide(double *share, const place *start, place n, place edges)
 {
-    for (place first = 0; first < edges;) {
-        place end = end_of(agent, first, edges);
+    for (place k = 0; k < n; k++) {
+        place end = end_of(start, k, n, edges);
         double total = 0.0;
-        for (place e = first; e < end; e++)
+        for (place e = start[k]; e < end; e++)
             total += share[e];
-        for (; first < end; first++)
-            share[first] /= total;
+        for (place e = start[k]; e < end; e++)
+            share[e] /= total;
     }
 }
 
-/* normalise(share, agent) */
+/* normalise(share, start) */
 static PyObject *normalise(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
     if (!arguments(count, 2))
         return NULL;
-    PyObject *share = given[0], *agent = given[1];
+    PyObject *share = given[0], *start = given[1];
     const double *from = FLOATS(share, 1);
-    const place *of = from ? PLACES(agent) : NULL;
-    if (!of)
+    const place *begin = from ? PLACES(start) : NULL;
+    if (!begin)
         return NULL;
-    place edges = SIZE(share, 0);
-    if (SIZE(agent, 0) != edges)
-        return fail(NULL, PyExc_ValueError, UNEQUAL);
+    place edges = SIZE(share, 0), n = SIZE(start, 0);
+    if (!cover(begin, n, edges))
+        return fail(NULL, PyExc_IndexError, OUTSIDE);
     PyObject *weights = new_array(1, edges, 0);
     if (!weights)
         return NULL;
     double *weight = PyArray_DATA((PyArrayObject *)weights);
     for (place e = 0; e < edges; e++)
         weight[e] = from[e];
-    divide(weight, of, edges);
+    divide(weight, begin, n, edges);
     return weights;
 }
 
-/* inverse_weights(held, agent, own) */
+/* inverse_weights(held, start, own) */
 static PyObject *inverse_weights(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
     if (!arguments(count, 3))
         return NULL;
-    PyObject *held = given[0], *agent = given[1], *own = given[2];
+    PyObject *held = given[0], *start = given[1], *own = given[2];
     const double *from = FLOATS(held, 1);
-    const place *of = from ? PLACES(agent) : NULL;
-    const place *oneself = of && own != Py_None ? PLACES(own) : NULL;
-    if (!of || (!oneself && own != Py_None))
+    const place *begin = from ? PLACES(start) : NULL;
+    const place *oneself = begin && own != Py_None ? PLACES(own) : NULL;
+    if (!begin || (!oneself && own != Py_None))
         return NULL;
-    place edges = SIZE(held, 0);
-    if (SIZE(agent, 0) != edges || (oneself && SIZE(own, 0) != edges))
+    place edges = SIZE(held, 0), n = SIZE(start, 0);
+    if (oneself && SIZE(own, 0) != n)
         return fail(NULL, PyExc_ValueError, UNEQUAL);
+    if (!cover(begin, n, edges))
+        return fail(NULL, PyExc_IndexError, OUTSIDE);
     PyObject *weights = new_array(1, edges, 0);
     if (!weights)
         return NULL;
     double *weight = PyArray_DATA((PyArrayObject *)weights);
     for (place e = 0; e < edges; e++)
         weight[e] = 1.0 / (from[e] <= SMALLEST ? SMALLEST : from[e]);
-    for (place e = 0; oneself && e < edges; e++) {
-        if ((size_t)oneself[e] >= (size_t)edges)
+    for (place k = 0; oneself && k < n; k++) {
+        if ((size_t)oneself[k] >= (size_t)edges)
             return fail(weights, PyExc_IndexError, OUTSIDE);
-        weight[e] *= from[e] <= from[oneself[e]] ? 1.0 : 0.0;
+        double most = from[oneself[k]];
+        place end = end_of(begin, k, n, edges);
+        for (place e = begin[k]; e < end; e++)
+            weight[e] *= from[e] <= most ? 1.0 : 0.0;
     }
-    divide(weight, of, edges);
+    divide(weight, begin, n, edges);
     return weights;
 }
 
-/* weighted_sums(weight, messages, agent, row, models) */
+/* weighted_sums(weight, messages, start, row, models) */
 static PyObject *weighted_sums(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
     if (!arguments(count, 5))
         return NULL;
-    PyObject *weight = given[0], *messages = given[1], *agent = given[2], *row = given[3], *models = given[4];
+    PyObject *weight = given[0], *messages = given[1], *start = given[2], *row = given[3], *models = given[4];
     const double *a = FLOATS(weight, 1);
     const double *m = a ? FLOATS(messages, 2) : NULL;
-    const place *of = m ? PLACES(agent) : NULL;
-    const place *at = of ? PLACES(row) : NULL;
+    const place *begin = m ? PLACES(start) : NULL;
+    const place *at = begin ? PLACES(row) : NULL;
     double *model = at ? WRITABLE(models, 2) : NULL;
     if (!model)
         return NULL;
-    place parameters = SIZE(messages, 1), edges = SIZE(weight, 0), agents = SIZE(row, 0), rows = SIZE(models, 0);
-    if (SIZE(messages, 0) != edges || SIZE(agent, 0) != edges || SIZE(models, 1) != parameters)
+    place parameters = SIZE(messages, 1), edges = SIZE(weight, 0), n = SIZE(row, 0), rows = SIZE(models, 0);
+    if (SIZE(messages, 0) != edges || SIZE(start, 0) != n || SIZE(models, 1) != parameters)
         return fail(NULL, PyExc_ValueError, UNEQUAL);
-    for (place first = 0; first < edges;) {
-        place end = end_of(of, first, edges);
-        if ((size_t)of[first] >= (size_t)agents || (size_t)at[of[first]] >= (size_t)rows)
+    if (!cover(begin, n, edges))
+        return fail(NULL, PyExc_IndexError, OUTSIDE);
+    for (place k = 0; k < n; k++) {
+        place e = begin[k], end = end_of(begin, k, n, edges);
+        if ((size_t)at[k] >= (size_t)rows)
             return fail(NULL, PyExc_IndexError, OUTSIDE);
-        double *sum = model + at[of[first]] * parameters;
+        double *sum = model + at[k] * parameters;
         if (parameters == 2) {
             double x = 0.0, y = 0.0;
-            for (; first < end; first++) {
-                x += a[first] * m[2 * first];
-                y += a[first] * m[2 * first + 1];
+            for (; e < end; e++) {
+                x += a[e] * m[2 * e];
+                y += a[e] * m[2 * e + 1];
             }
             sum[0] = x;
             sum[1] = y;
         } else {
             for (place p = 0; p < parameters; p++)
                 sum[p] = 0.0;
-            for (; first < end; first++)
+            for (; e < end; e++)
                 for (place p = 0; p < parameters; p++)
-                    sum[p] += a[first] * m[first * parameters + p];
+                    sum[p] += a[e] * m[e * parameters + p];
         }
     }
     Py_RETURN_NONE;

@@ -137,7 +137,8 @@ class Combiner:
                 if usable is not None:
                     a = _without(seen, a, usable, messages)
                 seen.combine(a, messages, theta)
-                self.part[tile.edges] = a
+                if reported:
+                    self.part[tile.edges] = a
             else:
                 for stack in dense:
                     self._aggregate(moment, tile, stack, heard_rows, usable, compared, reported)

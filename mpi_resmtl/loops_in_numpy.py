@@ -107,9 +107,12 @@ def gather(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows.take(row, axis=0).T).T
 
 
-def squared_residuals(signal: np.ndarray, target: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """(y_k - u_k'm)^2, summed parameter by parameter: u and y (P + 1, A), target k (E,), messages (E, P) -> (E,)."""
-    *u, residual = signal.take(target, axis=1)
+def squared_residuals(signal: np.ndarray, agent: np.ndarray, start: np.ndarray, messages: np.ndarray) -> np.ndarray:
+    """(y_k - u_k'm)^2, summed parameter by parameter: u and y (P + 1, A), messages (E, P) -> (E,).
+
+    `agent` (N,) is the k of each neighbourhood, `start` (N,) its first edge.
+    """
+    *u, residual = signal.take(agent, axis=1).repeat(_sizes(start, len(messages)), axis=1)
     for component, m in zip(u, messages.T, strict=True):
         component *= m
         residual -= component
@@ -117,11 +120,11 @@ def squared_residuals(signal: np.ndarray, target: np.ndarray, messages: np.ndarr
     return residual
 
 
-def squared_distances(anchor: np.ndarray, target: np.ndarray, messages: np.ndarray) -> np.ndarray:
-    """norm(m - anchor_k)^2, summed parameter by parameter: (A, P), target k (E,), messages (E, P) -> (E,)."""
-    squared = np.zeros(len(target))
+def squared_distances(anchor: np.ndarray, agent: np.ndarray, start: np.ndarray, messages: np.ndarray) -> np.ndarray:
+    """norm(m - anchor_k)^2, summed parameter by parameter: (A, P), messages (E, P) -> (E,); k as above."""
+    squared, sizes = np.zeros(len(messages)), _sizes(start, len(messages))
     for point, m in zip(anchor.T, messages.T, strict=True):
-        difference = m - point.take(target)
+        difference = m - point.take(agent).repeat(sizes)
         difference *= difference
         squared += difference
     return squared
@@ -136,31 +139,42 @@ def average_in(held: np.ndarray, value: np.ndarray, forgetting_factor: float) ->
     return True
 
 
-def normalise(share: np.ndarray, agent: np.ndarray) -> np.ndarray:
-    """Shares (E,) divided by their sum over the neighbourhood of each `agent` (E,)."""
-    return share / np.bincount(agent, share).take(agent)
+def normalise(share: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Shares (E,) divided by their sum over each neighbourhood, whose first edge is in `start` (N,)."""
+    sizes = _sizes(start, len(share))
+    return share / _totals(share, sizes).repeat(sizes)
 
 
-def inverse_weights(held: np.ndarray, agent: np.ndarray, own: np.ndarray | None) -> np.ndarray:
-    """Weights proportional to 1/held (E,) over the neighbourhood of each `agent` (E,).
+def inverse_weights(held: np.ndarray, start: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+    """Weights proportional to 1/held (E,) over each neighbourhood, whose first edge is in `start` (N,).
 
-    Where `own` (E,), the edge from each edge's target to itself, is given, 0 on edges against which more is held.
+    Where `own` (N,), the edge from each target to itself, is given, 0 on edges against which more is held.
     """
     share = 1.0 / np.maximum(held, _SMALLEST)
     if own is not None:
-        share *= held <= held.take(own)
-    return normalise(share, agent)
+        share *= held <= held.take(own).repeat(_sizes(start, len(held)))
+    return normalise(share, start)
 
 
 def weighted_sums(
-    weight: np.ndarray, messages: np.ndarray, agent: np.ndarray, row: np.ndarray, models: np.ndarray
+    weight: np.ndarray, messages: np.ndarray, start: np.ndarray, row: np.ndarray, models: np.ndarray
 ) -> None:
     """models[row_k] <- sum_l a_lk m_lk.
 
-    Weights (E,), messages (E, P), number k of each edge's target (E,), row of each of the N agents (N,), models (A, P).
+    Weights (E,), messages (E, P), first edge of each neighbourhood (N,), its row (N,), models (A, P).
     """
+    sizes = _sizes(start, len(weight))
     for model, m in zip(models.T, messages.T, strict=True):
-        model[row] = np.bincount(agent, weight * m, len(row))
+        model[row] = _totals(weight * m, sizes)
+
+
+def _sizes(start: np.ndarray, edges: int) -> np.ndarray:
+    return np.diff(start, append=edges)
+
+
+def _totals(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Sums in order over runs of `sizes` (N,): (N,)."""
+    return np.bincount(np.arange(len(sizes)).repeat(sizes), values, len(sizes))
 
 
 def step_towards(point: np.ndarray, share: float, models: np.ndarray, moved: np.ndarray) -> None:

@@ -28,8 +28,6 @@ class Neighbourhoods:
     """(N,) the edge from each agent to itself."""
     target: np.ndarray
     """(E,) row of the edge's target in the rank's arrays."""
-    own_of_target: np.ndarray
-    """(E,) the own edge of the edge's target."""
     source: np.ndarray
     """(E,) the agent l that speaks."""
     row: np.ndarray
@@ -60,11 +58,11 @@ class Neighbourhoods:
 
     def normalise(self, share: np.ndarray) -> np.ndarray:
         """Shares (E,) >= 0 divided by their sum over each neighbourhood."""
-        return loops.normalise(np.ascontiguousarray(share, np.float64), self.agent)
+        return loops.normalise(np.ascontiguousarray(share, np.float64), self.start)
 
     def inverse_weights(self, held: np.ndarray, up_to_own: bool = False) -> np.ndarray:
         """Weights proportional to 1/held (E,); `up_to_own`: 0 where more is held than against one's own message."""
-        return loops.inverse_weights(held, self.agent, self.own_of_target if up_to_own else None)
+        return loops.inverse_weights(held, self.start, self.own if up_to_own else None)
 
     def combine(self, weight: np.ndarray, messages: np.ndarray, theta: np.ndarray) -> None:
         """theta_k <- sum_l a_lk m_lk: weights float64 (E,), messages as `gather` gives them, models (A, P) likewise.
@@ -73,7 +71,7 @@ class Neighbourhoods:
         """
         if self.gathered:
             weight = np.ascontiguousarray(weight, np.float64)
-            loops.weighted_sums(weight, messages, self.agent, self.agents, theta)
+            loops.weighted_sums(weight, messages, self.start, self.agents, theta)
             return
         for k, edges in self.by_agent():
             heard = np.flatnonzero(weight[edges])
@@ -86,7 +84,7 @@ class Neighbourhoods:
     def squared_distance(self, anchor: np.ndarray, messages: np.ndarray) -> np.ndarray:
         """norm(anchor_k - m_lk)^2 on each edge: anchors (A, P) of the rank's agents -> float64 (E,)."""
         if self.gathered:
-            return loops.squared_distances(anchor, self.target, messages)
+            return loops.squared_distances(anchor, self.agents, self.start, messages)
         squared = np.empty(len(self.row))
         for k, edges in self.by_agent():
             difference = messages.take(self.row[edges], axis=0)
@@ -119,7 +117,6 @@ def tiles(
             start=begin[k:stop] - begin[k],
             own=own,
             target=t - first,
-            own_of_target=own.repeat(size[k:stop]),
             source=s,
             row=r,
             size=size[k:stop],

@@ -39,13 +39,12 @@ def values(random: np.random.Generator, shape: tuple[int, ...], odd: float) -> n
 
 
 @st.composite
-def cases(draw) -> tuple[np.random.Generator, np.ndarray, np.ndarray, float]:
-    """Random numbers, the agent of each edge and the edge of each edge's target to itself, and how many are odd."""
+def cases(draw) -> tuple[np.random.Generator, int, np.ndarray, np.ndarray, float]:
+    """Random numbers, edges, each neighbourhood's first edge, each target's edge to itself, and how many are odd."""
     sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=12))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    agent = np.arange(len(sizes)).repeat(sizes)
-    own = np.concatenate([[0], np.cumsum(sizes)[:-1]]) + random.integers(0, sizes)
-    return random, agent, own.repeat(sizes), draw(st.sampled_from([0.0, 0.1, 1.0]))
+    start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return random, sum(sizes), start, start + random.integers(0, sizes), draw(st.sampled_from([0.0, 0.1, 1.0]))
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +56,9 @@ def _quiet():
 @pytest.mark.parametrize("parameters", PARAMETERS)
 @given(cases())
 def test_gathered_messages_are_the_rows(parameters: int, case):
-    random, agent, _, odd = case
+    random, edges, _, _, odd = case
     rows = values(random, (7, parameters), odd)
-    row = random.integers(0, 7, len(agent))
+    row = random.integers(0, 7, edges)
     for one in (compiled, loops_in_numpy):
         same_bits(one.gather(rows, row), rows[row])
 
@@ -67,25 +66,26 @@ def test_gathered_messages_are_the_rows(parameters: int, case):
 @pytest.mark.parametrize("parameters", PARAMETERS)
 @given(cases())
 def test_residuals_and_distances_have_the_same_bits(parameters: int, case):
-    random, agent, _, odd = case
-    agents, target = agent[-1] + 3, agent + 2
+    random, edges, start, _, odd = case
+    agents = len(start) + 2
+    agent = np.sort(random.permutation(agents)[: len(start)])
     signal, anchor = values(random, (parameters + 1, agents), odd), values(random, (agents, parameters), odd)
-    messages = values(random, (len(agent), parameters), odd)
+    messages = values(random, (edges, parameters), odd)
     for layout in (np.ascontiguousarray, np.asfortranarray):
-        found = loops_in_numpy.squared_residuals(signal, target, layout(messages))
-        same_bits(compiled.squared_residuals(signal, target, messages), found)
-        found = loops_in_numpy.squared_distances(anchor, target, layout(messages))
-        same_bits(compiled.squared_distances(anchor, target, messages), found)
+        found = loops_in_numpy.squared_residuals(signal, agent, start, layout(messages))
+        same_bits(compiled.squared_residuals(signal, agent, start, messages), found)
+        found = loops_in_numpy.squared_distances(anchor, agent, start, layout(messages))
+        same_bits(compiled.squared_distances(anchor, agent, start, messages), found)
 
 
 def test_residuals_and_distances_are_those_of_the_formula_term_by_term():
     random = np.random.default_rng(0)
     signal, anchor, messages = random.normal(size=(4, 5)), random.normal(size=(5, 3)), random.normal(size=(20, 3))
-    target = np.sort(random.integers(0, 5, 20))
+    agent, start = np.array([0, 2, 3]), np.array([0, 7, 12])
     for one in (compiled, loops_in_numpy):
-        losses = one.squared_residuals(signal, target, messages)
-        distances = one.squared_distances(anchor, target, messages)
-        for e, k in enumerate(target.tolist()):
+        losses = one.squared_residuals(signal, agent, start, messages)
+        distances = one.squared_distances(anchor, agent, start, messages)
+        for e, k in enumerate([0] * 7 + [2] * 5 + [3] * 8):
             residual, squared = float(signal[3, k]), 0.0
             for p in range(3):
                 residual -= float(signal[p, k]) * float(messages[e, p])
@@ -97,8 +97,8 @@ def test_residuals_and_distances_are_those_of_the_formula_term_by_term():
 
 @given(cases(), st.floats(0, 1))
 def test_the_moving_average_is_moved_only_by_finite_values(case, forgetting_factor: float):
-    random, agent, _, odd = case
-    held, value = np.abs(values(random, agent.shape, 0.0)), values(random, agent.shape, odd)
+    random, edges, _, _, odd = case
+    held, value = np.abs(values(random, (edges,), 0.0)), values(random, (edges,), odd)
     moved = [held.copy(), held.copy()]
     done = [
         one.average_in(h, value, forgetting_factor) for one, h in zip((compiled, loops_in_numpy), moved, strict=True)
@@ -111,25 +111,26 @@ def test_the_moving_average_is_moved_only_by_finite_values(case, forgetting_fact
 
 @given(cases(), st.booleans())
 def test_weights_have_the_same_bits(case, up_to_own: bool):
-    random, agent, own, odd = case
-    held = np.abs(values(random, agent.shape, odd))
-    weight = compiled.inverse_weights(held, agent, own if up_to_own else None)
-    same_bits(weight, loops_in_numpy.inverse_weights(held, agent, own if up_to_own else None))
-    same_bits(compiled.normalise(held, agent), loops_in_numpy.normalise(held, agent))
+    random, edges, start, own, odd = case
+    held = np.abs(values(random, (edges,), odd))
+    weight = compiled.inverse_weights(held, start, own if up_to_own else None)
+    same_bits(weight, loops_in_numpy.inverse_weights(held, start, own if up_to_own else None))
+    same_bits(compiled.normalise(held, start), loops_in_numpy.normalise(held, start))
 
 
 def test_weights_and_sums_are_those_of_the_formula_term_by_term_in_agent_order():
     random = np.random.default_rng(1)
     sizes = [1, 30, 9, 2]
-    agent, start = np.arange(4).repeat(sizes), np.concatenate([[0], np.cumsum(sizes)])
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    start = ends[:-1]
     held, messages = random.random(42) * 10.0 ** random.integers(-9, 9, 42), random.normal(size=(42, 3))
-    own = (start[:-1] + np.array([0, 12, 8, 1])).repeat(sizes)
+    own = start + np.array([0, 12, 8, 1])
     row = np.array([5, 0, 3, 4])
     for one in (compiled, loops_in_numpy):
-        weight, models = one.inverse_weights(held, agent, own), np.full((6, 3), 7.0)
-        one.weighted_sums(weight, messages, agent, row, models)
-        for k, (first, stop) in enumerate(pairwise(start.tolist())):
-            share = [1.0 / h if h <= held[own[first]] else 0.0 for h in held[first:stop].tolist()]
+        weight, models = one.inverse_weights(held, start, own), np.full((6, 3), 7.0)
+        one.weighted_sums(weight, messages, start, row, models)
+        for k, (first, stop) in enumerate(pairwise(ends.tolist())):
+            share = [1.0 / h if h <= held[own[k]] else 0.0 for h in held[first:stop].tolist()]
             total = 0.0
             for s in share:
                 total += s
@@ -145,12 +146,12 @@ def test_weights_and_sums_are_those_of_the_formula_term_by_term_in_agent_order()
 @pytest.mark.parametrize("parameters", PARAMETERS)
 @given(cases())
 def test_weighted_sums_have_the_same_bits(parameters: int, case):
-    random, agent, _, odd = case
-    weight, messages = random.random(len(agent)), values(random, (len(agent), parameters), odd)
-    row = random.permutation(agent[-1] + 4)[: agent[-1] + 1]
-    models = [np.ones((agent[-1] + 4, parameters)) for _ in range(2)]
-    compiled.weighted_sums(weight, messages, agent, row, models[0])
-    loops_in_numpy.weighted_sums(weight, np.asfortranarray(messages), agent, row, models[1])
+    random, edges, start, _, odd = case
+    weight, messages = random.random(edges), values(random, (edges, parameters), odd)
+    row = random.permutation(len(start) + 3)[: len(start)]
+    models = [np.ones((len(start) + 3, parameters)) for _ in range(2)]
+    compiled.weighted_sums(weight, messages, start, row, models[0])
+    loops_in_numpy.weighted_sums(weight, np.asfortranarray(messages), start, row, models[1])
     same_bits(*models)
 
 
@@ -191,9 +192,9 @@ def test_blocks_of_models_are_measured_to_the_same_bits(
     same_bits(*moved)
     each = np.arange(agents)
     for i in range(length):
-        same_bits(losses[i], compiled.squared_residuals(signal[i], each, models[i]))
+        same_bits(losses[i], compiled.squared_residuals(signal[i], each, each, models[i]))
         # The sign of a difference does not matter to its square.
-        same_bits(squared[i], compiled.squared_distances(target, each, models[i]))
+        same_bits(squared[i], compiled.squared_distances(target, each, each, models[i]))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.0, 0.2]), st.booleans())
@@ -318,7 +319,7 @@ def test_clipped_weights_are_those_of_the_formula_by_hand(one):
 
 
 FLOATS, PLACES = np.zeros(3), np.zeros(3, np.intp)
-ONE = np.array([1])
+FIRST, ONE = np.arange(3), np.array([1])
 
 
 @pytest.mark.parametrize(
@@ -331,20 +332,29 @@ ONE = np.array([1])
         (lambda: compiled.gather(np.zeros((3, 4))[:, ::2], PLACES), TypeError),
         (lambda: compiled.gather([[1.0]], PLACES), TypeError),
         (lambda: compiled.gather(np.zeros((3, 2))), TypeError),
-        (lambda: compiled.squared_residuals(np.zeros((3, 4)), PLACES + 4, np.zeros((3, 2))), IndexError),
-        (lambda: compiled.squared_residuals(np.zeros((3, 4)), PLACES, np.zeros((2, 2))), ValueError),
-        (lambda: compiled.squared_residuals(np.zeros((2, 4)), PLACES, np.zeros((3, 2))), ValueError),
-        (lambda: compiled.squared_distances(np.zeros((3, 2)), PLACES + 3, np.zeros((3, 2))), IndexError),
+        (lambda: compiled.squared_residuals(np.zeros((3, 4)), PLACES + 4, FIRST, np.zeros((3, 2))), IndexError),
+        (lambda: compiled.squared_residuals(np.zeros((3, 4)), PLACES, FIRST[:2], np.zeros((3, 2))), ValueError),
+        (lambda: compiled.squared_residuals(np.zeros((2, 4)), PLACES, FIRST, np.zeros((3, 2))), ValueError),
+        (lambda: compiled.squared_residuals(np.zeros((3, 4)), PLACES, FIRST, np.zeros((1, 2))), IndexError),
+        (lambda: compiled.squared_distances(np.zeros((3, 2)), PLACES + 3, FIRST, np.zeros((3, 2))), IndexError),
+        (
+            lambda: compiled.squared_distances(np.zeros((3, 2)), PLACES, FIRST[::-1].copy(), np.zeros((3, 2))),
+            IndexError,
+        ),
         (lambda: compiled.average_in(FLOATS, np.zeros(2), 0.1), ValueError),
         (lambda: compiled.average_in(np.broadcast_to(0.0, 3), FLOATS, 0.1), TypeError),
         (lambda: compiled.average_in(np.frombuffer(bytes(24)), FLOATS, 0.1), ValueError),
         (lambda: compiled.average_in(FLOATS, FLOATS, "a tenth"), TypeError),
-        (lambda: compiled.normalise(FLOATS, PLACES[:2]), ValueError),
-        (lambda: compiled.inverse_weights(FLOATS, PLACES, PLACES - 1), IndexError),
-        (lambda: compiled.inverse_weights(FLOATS, PLACES, PLACES[:1]), ValueError),
-        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES, PLACES + 9, np.zeros((9, 2))), IndexError),
-        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES + 3, PLACES, np.zeros((9, 2))), IndexError),
-        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), PLACES, PLACES, np.zeros((9, 1))), ValueError),
+        (lambda: compiled.normalise(FLOATS, FIRST + 1), IndexError),
+        (lambda: compiled.normalise(FLOATS, PLACES[:0]), IndexError),
+        (lambda: compiled.normalise(FLOATS, np.array([0, 2, 1])), IndexError),
+        (lambda: compiled.inverse_weights(FLOATS, FIRST, PLACES - 1), IndexError),
+        (lambda: compiled.inverse_weights(FLOATS, FIRST, PLACES[:1]), ValueError),
+        (lambda: compiled.inverse_weights(FLOATS, np.array([0, 4]), None), IndexError),
+        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), FIRST, PLACES + 9, np.zeros((9, 2))), IndexError),
+        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), FIRST + 3, PLACES, np.zeros((9, 2))), IndexError),
+        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), FIRST, PLACES, np.zeros((9, 1))), ValueError),
+        (lambda: compiled.weighted_sums(FLOATS, np.zeros((3, 2)), FIRST[:2], PLACES, np.zeros((9, 2))), ValueError),
         (lambda: compiled.large_squared_distances(np.zeros((2, 3)), np.zeros((1, 4, 3))), ValueError),
         (lambda: compiled.large_squared_distances(np.zeros((1, 2)), np.zeros((1, 4, 3))), ValueError),
         (lambda: compiled.large_squared_distances(np.zeros((1, 3), np.float32), np.zeros((1, 4, 3))), TypeError),

@@ -68,7 +68,7 @@ def test_weights_are_finite_when_nothing_is_held_against_anyone(name: str):
 def test_loss_gives_nothing_to_a_message_that_does_worse_than_ones_own(case: tuple[Neighbourhoods, np.ndarray]):
     tile, values = case
     weight = RULES["loss"].weigh(tile, values)
-    np.testing.assert_array_equal(weight > 0, values <= values[tile.own_of_target])
+    np.testing.assert_array_equal(weight > 0, values <= tile.spread(values[tile.own]))
 
 
 @pytest.mark.parametrize(("parameters", "gathered"), [(1, True), (2, True), (700, True), (2, False), (700, False)])

@@ -104,7 +104,7 @@ class LocationTask(Regression):
             return error[0] * error[0] + error[1] * error[1]
         if self._loss_position == "neighbour":
             messages = messages - self._offset(neighbourhoods)
-        return loops.squared_residuals(samples.signal[i], neighbourhoods.target, messages)
+        return loops.squared_residuals(samples.signal[i], neighbourhoods.agents, neighbourhoods.start, messages)
 
     def own_losses(self, samples: Samples, i: int, models: np.ndarray) -> np.ndarray:
         """(d_k + x_k.u_k - m.u_k)^2, or norm(q_k - m)^2, of a model an agent (A, 2): (A,)."""

@@ -63,7 +63,7 @@ class Regression:
 
     def judge(self, samples: Samples, i: int, neighbourhoods: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
         """(y_k - u_k'm)^2 for each message (E, P) on its target's sample."""
-        return loops.squared_residuals(samples.signal[i], neighbourhoods.target, messages)
+        return loops.squared_residuals(samples.signal[i], neighbourhoods.agents, neighbourhoods.start, messages)
 
     def losses(self, samples: Samples, theta: np.ndarray) -> np.ndarray:
         """(y_k - u_k'theta_k)^2 of models (b, A, P) on the samples of the block's first b iterations: (b, A)."""
