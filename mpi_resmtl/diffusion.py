@@ -13,6 +13,7 @@ from mpi_resmtl.adversary import Adversary
 from mpi_resmtl.combining import Combiner, ServerCombiner
 from mpi_resmtl.exchange import DeadlineExchange, Everyone, Exchange, PartialExchange
 from mpi_resmtl.judging import Moment
+from mpi_resmtl.lending import Lending
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.partition import Partition
 from mpi_resmtl.recorder import Recorder
@@ -32,6 +33,8 @@ class Rank:
     exchange: Exchange | PartialExchange
     everyone: Everyone
     tiles: list[Neighbourhoods]
+    lending: Lending | None = None
+    """How ranks of the node judge for one another; None: each judges for itself."""
 
     @property
     def partition(self) -> Partition:
@@ -40,6 +43,8 @@ class Rank:
 
     def close(self) -> None:
         """Free what MPI keeps for this rank; collective."""
+        if self.lending is not None:
+            self.lending.close()
         self.exchange.close()
         self.everyone.close()
 
@@ -90,6 +95,7 @@ def diffuse(
                 sent = adversary.speak(moment, task, exchange.mine, partition)
                 clock.lap("attack")
 
+                combiner.judge.offer(moment)
                 exchange.start(sent)
                 clock.lap("exchange")
                 clock.doing = "record"

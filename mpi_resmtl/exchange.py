@@ -31,7 +31,7 @@ from mpi_resmtl.tasks import Task
 
 _TAG = 1
 _WRITTEN = 2
-_ALIGNED = 64
+ALIGNED = 64
 _SHARED_MEMORY = "/dev/shm"
 
 Shared = Literal["auto", "on", "off"]
@@ -108,6 +108,8 @@ class Exchange:
     """Whether others have gone on without this rank, which stands still until it is where they are; here they wait."""
     missed: np.ndarray | None = None
     """(H,) how often each row did not come in time; None: there is no deadline."""
+    beside: int
+    """Other ranks of the node whose rows are read in place, or that read this one's."""
 
     def __init__(
         self, comm: MPI.Comm, partition: Partition, parameters: int, dtype: np.dtype, node: Window | None = None
@@ -125,6 +127,7 @@ class Exchange:
         else:
             self.partition, self.parts, self._window = node.partition, node.parts, node.window
             mine, heard, peers = node.mine, node.arrays, node.peers
+        self.beside = len(peers)
         told = [self._comm.Recv_init(_NOTHING, source=peer, tag=_WRITTEN) for peer in peers]
         told += [self._comm.Send_init(_NOTHING, dest=peer, tag=_WRITTEN) for peer in peers]
         self._turns = [self._turn(own, all_, told) for own, all_ in zip(mine, heard, strict=True)]
@@ -225,11 +228,11 @@ def shared_window(
     talk = node.allreduce(bool(peers), MPI.LOR)
     own, attack = apart(partition, others)
     # Small rows of two ranks never share a cache line.
-    together = _ALIGNED // gcd(_ALIGNED, parameters * dtype.itemsize) if parameters * dtype.itemsize < _ALIGNED else 1
+    together = ALIGNED // gcd(ALIGNED, parameters * dtype.itemsize) if parameters * dtype.itemsize < ALIGNED else 1
     counts = node.allgather(-(-own.rows // together) * together)
     shape = (2, sum(counts), parameters)
-    needed = int(np.prod(shape)) * dtype.itemsize + _ALIGNED
-    _agree(comm, _lacking(needed) if talk else None)
+    needed = int(np.prod(shape)) * dtype.itemsize + ALIGNED
+    _agree(comm, lacking(needed) if talk else None)
     window, error = None, None
     if talk:
         try:
@@ -244,18 +247,22 @@ def shared_window(
     attacks = dict(zip(ranks, node.alltoall([attack.get(rank, 0) for rank in ranks]), strict=True))
     here = first_row[comm.rank]
     own, parts = in_place(partition, own, first_row, attacks, here)
-    memory = np.frombuffer(window.Shared_query(0)[0], np.uint8)
-    begin = node.bcast(-memory.ctypes.data % _ALIGNED)
-    arrays = list(memory[begin : begin + needed - _ALIGNED].view(dtype).reshape(shape))
+    arrays = list(aligned(node, window)[: needed - ALIGNED].view(dtype).reshape(shape))
     mine = [array[here : here + own.rows] for array in arrays]
     for rows in mine:
         rows[:] = 0
-    window.Lock_all(MPI.MODE_NOCHECK)
     node.Barrier()
     return Window(window, own, parts, arrays, mine, peers)
 
 
-def _lacking(needed: int) -> str | None:
+def aligned(node: MPI.Comm, window: MPI.Win) -> np.ndarray:
+    """The memory of a window that the first rank of `node` allocated, from where it is aligned on; collective."""
+    window.Lock_all(MPI.MODE_NOCHECK)
+    memory = np.frombuffer(window.Shared_query(0)[0], np.uint8)
+    return memory[node.bcast(-memory.ctypes.data % ALIGNED) :]
+
+
+def lacking(needed: int) -> str | None:
     """What to say when this node has less shared memory left than is needed (bytes); None: it has enough."""
     try:
         found = os.statvfs(_SHARED_MEMORY)

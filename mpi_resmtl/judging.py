@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,12 @@ from mpi_resmtl import loops
 from mpi_resmtl.neighbourhoods import Neighbourhoods
 from mpi_resmtl.rules import Judgement
 from mpi_resmtl.tasks import Task
+
+if TYPE_CHECKING:
+    from mpi_resmtl.lending import Lending
+
+_BY_ONE_SAMPLE: tuple[Judgement, ...] = ("loss", "fresh", "sample", "median")
+"""Judgements of an iteration's messages on one sample an agent."""
 
 
 class Moment(NamedTuple):
@@ -41,12 +47,14 @@ class Judge:
         forgetting_factor: float,
         initial: float,
         options: object,
+        lending: Lending | None = None,
     ):
         """`count` is E_r; `options` of the rule: `anchor` of `distance`, `window` iterations of `median`, `samples` of
-        `recent`.
+        `recent`. `lending`: ranks of the node judge for one another; None: each for itself.
         """
         self.held = np.full(count, initial)
         self._task, self._kind, self._nu = task, judged_by, forgetting_factor
+        self._lending = lending if judged_by in _BY_ONE_SAMPLE else None
         self._lookahead = getattr(options, "anchor", "previous") == "lookahead"
         if judged_by == "median":
             self._window = np.full((options.window, count), np.nan)
@@ -66,6 +74,14 @@ class Judge:
             length = self._task.length
             for iteration in range(max(0, done - self._recent.maxlen), done):
                 self._recent.append((self._task.samples(iteration // length), iteration % length))
+
+    def offer(self, moment: Moment) -> None:
+        """Show the node's other ranks what they may judge for this one, before they are told that it goes on."""
+        if self._lending is not None:
+            self._lending.offer(self._samples(moment), moment.i, moment.iteration)
+
+    def _samples(self, moment: Moment) -> Any:
+        return moment.fresh if self._kind == "fresh" else moment.samples
 
     def begin(self, moment: Moment) -> None:
         """Look at what is the same for all messages of an iteration."""
@@ -115,18 +131,16 @@ class Judge:
 
     def _value(self, tile: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
         moment, task = self._moment, self._task
-        if self._kind == "loss":
-            return task.judge(moment.samples, moment.i, tile, messages)
+        if self._lending is not None:
+            return self._lending.judge(messages)
         if self._kind == "distance":
             return tile.squared_distance(self._from, messages)
-        if self._kind == "fresh":
-            return task.judge(moment.fresh, moment.i, tile, messages)
         if self._kind == "recent":
             total = np.zeros(len(tile.row))
             for samples, i in self._recent:
                 total += task.judge(samples, i, tile, messages)
             return total / len(self._recent)
-        return task.judge(moment.samples, moment.i, tile, messages)
+        return task.judge(self._samples(moment), moment.i, tile, messages)
 
 
 def accumulate(

@@ -168,6 +168,8 @@ def needs(experiment: Experiment, size: Size, held: Crossing, widest: int, knowi
     edge += 24 * size.parameters if size.gathers else 0
     window = _largest(uses, "median", "window")
     edge += 8 * window + 16 * min(window, length)
+    # What ranks of a node judge by for one another they show each other, twice.
+    agent += 0 if size.gathers or experiment.exchange.shared == "off" else 2 * size.sample
     # Ranks that read each other's rows in place have two arrays of them.
     row = models * (1 if experiment.exchange.shared == "off" else 2)
     return [

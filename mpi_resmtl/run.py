@@ -27,6 +27,7 @@ from mpi_resmtl.graph import Graph, build_edges, choose_byzantine
 from mpi_resmtl.judging import Judge
 from mpi_resmtl.keeper import Keeper, Start, pieces, stages, start, unlock
 from mpi_resmtl.launch import Refused, Stopped, on_root, refuse, together
+from mpi_resmtl.lending import open_lending
 from mpi_resmtl.neighbourhoods import tiles
 from mpi_resmtl.partition import Partition, Share, partition, shares
 from mpi_resmtl.progress import Progress, silent
@@ -147,6 +148,7 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment], survives: bool = Fal
     if knows not in ("nothing", "own") and planned.graph.byzantine.any():
         nothing = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
         collusion = Collusion(everyone, part, planned.graph.byzantine, knows, nothing)
+    edges = list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers))
     rank = Rank(
         task=task,
         adversary=Adversary(
@@ -161,7 +163,8 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment], survives: bool = Fal
         ),
         everyone=everyone,
         exchange=exchange,
-        tiles=list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers)),
+        tiles=edges,
+        lending=open_lending(comm, exchange, task, edges),
     )
     if attack.mislabels:
         task.mislabel(np.flatnonzero(own))
@@ -306,7 +309,9 @@ def diffuse_rule(
     used = method(experiment, name)
     numbers = (experiment.rule.forgetting_factor, experiment.rule.initial_accumulated_loss, used.options)
     edges = len(rank.partition.source)
-    judge = Judge(task, edges, used.rule.judged_by, *numbers)
+    # What is judged after mixing is not what other ranks hear.
+    lending = None if used.pre == "nnm" else rank.lending
+    judge = Judge(task, edges, used.rule.judged_by, *numbers, lending)
     if used.rule.serve is not None:
         combiner = ServerCombiner(used, judge, rank.everyone, rank.exchange, task.step_size, clock)
     else:

@@ -20,6 +20,9 @@ AT_START = {
     "recorder.Recorder.__init__",
     "exchange.shared_window",
     "exchange._agree",
+    "exchange.aligned",
+    "lending.open_lending",
+    "lending.Lending.__init__",
 }
 """What may tell ranks of one job anything, before the first iteration; the measuring of `bench` is left out."""
 

@@ -37,6 +37,9 @@ class Task(Protocol):
     """Names of what `measure` gives."""
     gathers: bool
     """Whether `judge` takes a copy of the messages (E, P), for many agents at once, or all rows (R, P) as they lie."""
+    lends: bool
+    """Whether judging costs so much that ranks do it for one another (`lending`); then it has `inputs`, `judge_some`
+    and `ahead` of `ClassifierTask` too."""
     epoch: int
     """Iterations after each of which `evaluate` is recorded; 0: never."""
     epoch_measures: tuple[str, ...]

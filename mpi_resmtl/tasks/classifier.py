@@ -42,6 +42,12 @@ class Network(Protocol):
     def judge(self, rows: np.ndarray, neighbourhoods: Neighbourhoods, x: Sequence, y: Sequence) -> np.ndarray:
         """Mean cross-entropy of each message, a row of `rows` (R, P), on its target's batch: float64 (E,)."""
 
+    lends: bool
+    """Whether it has `judge_some`, which finds what `judge` finds, to the bit."""
+
+    def judge_some(self, rows: np.ndarray, which: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Mean cross-entropy of `which` (m,) of the rows (R, P) on one batch x (B, d), y (B,): float64 (m,)."""
+
     def evaluate(self, model: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         """Mean cross-entropy and accuracy of a model (P,) on data x (N, d), y (N,)."""
 
@@ -108,6 +114,7 @@ class ClassifierTask:
         self.length, self.epoch, self.batch = length, epoch, batch
         self.step_size, self._adam = step_size, optimizer == "adam"
         self.reveals = batch * (network.inputs + 1)
+        self.inputs, self.lends = network.inputs, network.lends
         self._network, self._initial = network, initial
         self._blocks = Blocks(draw)
         self._fresh_blocks = None if draw_fresh is None else Blocks(draw_fresh)
@@ -167,6 +174,28 @@ class ClassifierTask:
     def judge(self, samples: Samples, i: int, neighbourhoods: Neighbourhoods, messages: np.ndarray) -> np.ndarray:
         """Mean cross-entropy of each message on its target's batch: float64 (E,)."""
         return self._network.judge(messages, neighbourhoods, samples.x[i], samples.y[i])
+
+    def judge_some(self, rows: np.ndarray, which: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """What `judge` finds of `which` (m,) of the rows (R, P) on one agent's batch: float64 (m,)."""
+        return self._network.judge_some(rows, which, x, y)
+
+    def ahead(self, iteration: int) -> float:
+        """Inputs that pass forward through the agents' networks from an iteration's judging to the next one's.
+
+        One's own batch for the streaming loss, an epoch's measures, and three times the next batch of agents that take
+        a gradient step then.
+        """
+        block, i = divmod(iteration, self.length)
+        passes = sum(len(y) for y in self._blocks[block].y[i])
+        if self.epoch and (iteration + 1) % self.epoch == 0:
+            most = self._train_rows_measured
+            passes += sum(len(h.train_y[:most]) + len(h.test_y) for h in self._holdings)
+        block, i = divmod(iteration + 1, self.length)
+        later = self._blocks[block]
+        if i < len(later.y):
+            active = later.active[i].tolist()
+            passes += 3 * sum(len(y) for y, steps in zip(later.y[i], active, strict=True) if steps)
+        return float(passes)
 
     def losses(self, samples: Samples, theta: np.ndarray) -> np.ndarray:
         """Streaming loss (b, A) of models (b, A, P) on the agents' batches."""

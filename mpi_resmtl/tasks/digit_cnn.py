@@ -26,6 +26,7 @@ class DigitCNN:
     """The network as a function of a flat row, of which torch's tensors are views."""
 
     inputs, classes = 28 * 28, 10
+    lends = True
     tensors = tuple(int(np.prod(shape)) for shape in _SHAPES)
     parameters = sum(int(np.prod(shape)) for shape in _SHAPES)
     memory = 500 << 20
@@ -62,11 +63,15 @@ class DigitCNN:
     def judge(self, rows: np.ndarray, neighbourhoods: Neighbourhoods, x: Sequence, y: Sequence) -> np.ndarray:
         """Mean cross-entropy of each message on its target's batch: float64 (E,)."""
         loss = np.empty(len(neighbourhoods.row))
-        with self._torch.inference_mode():
-            for k, edges in neighbourhoods.by_agent():
-                batch = self._batch(x[k], y[k])
-                loss[edges] = [self._one_loss(rows[row], batch) for row in neighbourhoods.row[edges]]
+        for k, edges in neighbourhoods.by_agent():
+            loss[edges] = self.judge_some(rows, neighbourhoods.row[edges], x[k], y[k])
         return loss
+
+    def judge_some(self, rows: np.ndarray, which: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Mean cross-entropy of `which` (m,) rows on one batch: float64 (m,)."""
+        with self._torch.inference_mode():
+            batch = self._batch(x, y)
+            return np.array([self._one_loss(rows[row], batch) for row in which])
 
     def evaluate(self, model: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         """Mean cross-entropy and accuracy of a model (P,) on data x (N, 784), y (N,)."""

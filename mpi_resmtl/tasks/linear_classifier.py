@@ -14,6 +14,8 @@ class LinearClassifier:
     on who else is on the rank.
     """
 
+    lends = False
+
     def __init__(self, inputs: int, classes: int):
         self.inputs, self.classes = inputs, classes
         self.tensors = (classes * inputs, classes)

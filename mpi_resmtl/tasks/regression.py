@@ -24,6 +24,7 @@ class Regression:
 
     dtype = np.dtype(np.float64)
     gathers = True
+    lends = False
     epoch = 0
     epoch_measures = ()
     batch = 1
