@@ -22,6 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from results import ResultError, command, save
 
+from mpi_resmtl.streams import block_length
+from mpi_resmtl.tasks.target_localization import DRAWN
+
 AGENTS = (100, 1_000, 10_000, 100_000, 1_000_000)
 RANKS = np.unique(np.logspace(0, 4, 81).astype(int))
 COLOURS = ("#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#332288")
@@ -46,8 +49,11 @@ class Machine:
     """of a node"""
     memory: float
     """bytes of a node"""
-    gemm: dict[int, float]
-    """Operations a second of a rank, by ranks at work."""
+    work: dict[int, float]
+    """Seconds of a piece of arithmetic of a rank, by ranks at work."""
+    turns: dict[int, list[tuple[float, float]]]
+    """By ranks at work: seconds of a longer piece, and how many more until the ranks of a node have told each other
+    that they are done with it; by length."""
     messages: dict[int, dict[str, tuple[float, float, float]]]
     """By ranks at work: "within" a node, and "across" nodes where there are several: latency L and overhead o of a
     further message in seconds, bandwidth in bytes a second."""
@@ -58,11 +64,12 @@ class Machine:
 
     def beyond(self) -> Machine:
         """The same where a rank has a core of its own however many there are: without what was measured otherwise."""
-        fitting = {ranks for ranks in self.gemm if ranks <= self.cores} or {min(self.gemm)}
+        fitting = {ranks for ranks in self.work if ranks <= self.cores} or {min(self.work)}
         links = {ranks: link for ranks, link in self.messages.items() if ranks in fitting}
         return replace(
             self,
-            gemm={ranks: rate for ranks, rate in self.gemm.items() if ranks in fitting},
+            work={ranks: seconds for ranks, seconds in self.work.items() if ranks in fitting},
+            turns={},
             messages=links or dict([min(self.messages.items())]),
             placed={ranks: many for ranks, many in self.placed.items() if ranks in fitting},
         )
@@ -77,8 +84,22 @@ class Machine:
 
         Beyond what was measured a rank has a core, as the largest number measured that has.
         """
-        alone = self.gemm[min(self.gemm)]
-        return alone / self.gemm.get(ranks, self.gemm[self._fitting(self.gemm)])
+        return self.work.get(ranks, self.work[self._fitting(self.work)]) / self.alone
+
+    @property
+    def alone(self) -> float:
+        """Seconds of the piece of arithmetic on a rank alone."""
+        return self.work[min(self.work)]
+
+    def turn(self, ranks: int, seconds: float) -> float | None:
+        """Seconds until all ranks of a node have told each other that they are done with something that takes so long.
+
+        None where ranks have a core each.
+        """
+        if self.placed.get(ranks, 0) <= self.cores:
+            return None
+        lengths, turns = np.array(self.turns[ranks]).T
+        return float(np.interp(np.log(seconds), np.log(lengths), turns))
 
     def link(self, where: str, ranks: int) -> tuple[float, float, float]:
         """(L, o, bandwidth) between two ranks; where "across" was not measured, that "within" stands for it."""
@@ -99,12 +120,15 @@ class Machine:
 class Model:
     """LogGP (Alexandrov et al. 1995) on top of measured arithmetic: the time of one iteration of a study.
 
-    compute = fixed + slowdown (agent n + edge E) / ranks, of which `fixed`, `agent` and `edge` are what one rank alone
-    took, a share of its GEMM rate, and `slowdown` is by how much that rate falls when so many ranks are at work.
+    compute = slowdown (fixed + block / B + agent A + edge E), of the rank that has most to do: `fixed`, `block`,
+    `agent` and `edge` are what one rank alone took, B is for how many iterations samples are drawn at once, which
+    follows from n, and `slowdown` is by how much arithmetic slows down when so many ranks are at work. Where the
+    graph is complete that rank has ceil(n / ranks) agents, unless ranks judge for one another (`lends`); of sparse
+    graphs all have as much to do.
 
     communicate = L + (k - 1) o + bytes / bandwidth. Within a node rows are read in place: k peers are told, no bytes
-    move. Across nodes a rank receives the rows it hears, once each; the ranks of a node share its bandwidth. Nothing
-    overlaps and all ranks have as much to do.
+    move; where ranks share cores, this takes what was measured of that, as waiting then is for the scheduler. Across
+    nodes a rank receives the rows it hears, once each; the ranks of a node share its bandwidth. Nothing overlaps.
     """
 
     study: str
@@ -114,15 +138,21 @@ class Model:
     row_bytes: int
     degree: float | None
     """Mean number of neighbours, itself left out; None: the graph is complete."""
+    lends: bool = False
+    block: float = 0.0
 
     def edges(self, agents: float) -> float:
         """E, own edges included."""
         return agents * (agents if self.degree is None else self.degree + 1)
 
-    def compute(self, machine: Machine, agents: int, ranks: int) -> float:
-        """Seconds."""
-        work = (self.agent * agents + self.edge * self.edges(agents)) / ranks
-        return self.fixed + machine.slowdown(ranks) * work
+    def compute(self, machine: Machine, agents: int, ranks: int, slowdown: float | None = None) -> float:
+        """Seconds; `slowdown` where it is known for certain."""
+        if slowdown is None:
+            slowdown = machine.slowdown(ranks)
+        share = agents / ranks if self.degree is not None or self.lends else -(-agents // ranks)
+        work = self.agent * share + self.edge * share * self.edges(agents) / agents
+        drawing = self.block / block_length(agents, DRAWN) if self.block else 0.0
+        return slowdown * (self.fixed + drawing + work)
 
     def traffic(self, agents: int, ranks: int) -> tuple[float, float]:
         """Ranks that a rank hears, and rows that it hears of one of them, both means.
@@ -148,15 +178,18 @@ class Model:
         far = peers - near
         latency, overhead, _ = machine.link("within", ranks)
         seconds = latency + max(0.0, near - 1) * overhead if near else 0.0
+        turn = machine.turn(ranks, self.compute(machine, agents, ranks))
+        if turn is not None:
+            seconds = turn
         if far > 1e-9:
             latency, overhead, bandwidth = machine.link("across", ranks)
             seconds += latency + max(0.0, far - 1) * overhead
             seconds += far * rows * self.row_bytes * a_node / bandwidth
         return seconds
 
-    def time(self, machine: Machine, agents: int, ranks: int) -> float:
-        """Seconds of an iteration."""
-        return self.compute(machine, agents, ranks) + self.communicate(machine, agents, ranks)
+    def time(self, machine: Machine, agents: int, ranks: int, slowdown: float | None = None) -> float:
+        """Seconds of an iteration; `slowdown` as in `compute`."""
+        return self.compute(machine, agents, ranks, slowdown) + self.communicate(machine, agents, ranks)
 
     def memory(self, machine: Machine, agents: int, ranks: int) -> float:
         """Bytes of the rows on a node: two arrays of its agents' and of what each of its ranks hears from afar."""
@@ -198,51 +231,62 @@ def machine_of(report: dict[str, Any], network: tuple[float, float, float] | Non
     }
     if not any(links.values()):
         raise ResultError("was measured on one rank: nothing says what messages cost; use mpirun -n 2")
+    # Glances at the pace beside every timed run say more than one long look.
+    paces = {m["ranks"]: [p["work"]["median"] / p["products"] for p in m["pace"]] for m in found}
+    for row in report["scale"]:
+        paces[row["ranks"]].append(row["work"]["median"])
     return Machine(
         cores=report["environment"]["cores"],
         memory=report["environment"]["memory"],
-        gemm={m["ranks"]: m["gemm"]["median"] for m in found},
+        work={m["ranks"]: float(np.median(paces[m["ranks"]])) for m in found},
+        turns={m["ranks"]: [(p["work"]["median"], p["turn"]["median"]) for p in m["pace"]] for m in found},
         messages={ranks: link for ranks, link in links.items() if link},
         placed={m["ranks"]: max(m["nodes"]) for m in found},
         network=network,
     )
 
 
-def models_of(report: dict[str, Any]) -> list[Model]:
-    """A model of each study that was measured on one rank; ResultError where there is none."""
+def models_of(report: dict[str, Any], machine: Machine) -> list[Model]:
+    """A model of each study that was measured on one rank; ResultError where there is none.
+
+    Seconds are those at the pace that the machine had while its ceilings were measured.
+    """
     found = []
     for study in TITLES:
         rows = [row for row in report["scale"] if row["study"] == study and row["ranks"] == 1]
-        rows = [row for row in rows if row["sweep"] in ("strong", "edges")]
+        rows = [row for row in rows if row["sweep"] in ("strong", "few", "edges")]
         if not rows:
             continue
         sparse = study == "target-localization"
         x = np.array([float(row["edges"]) for row in rows])
-        seconds = np.array([row["iteration"]["median"] for row in rows])
+        pace = np.array([machine.alone / row["work"]["median"] for row in rows])
+        seconds = pace * [row["iteration"]["median"] for row in rows]
         if sparse:
-            fixed, agent, edge = *_line(x, seconds), 0.0
-            agent, edge = edge, agent
+            fixed, block, edge = _shares(x, 1 / np.array([row["block"] for row in rows]), seconds)
+            agent = 0.0
         else:
             (row,) = rows[:1]
-            phases = row["phases"]
+            phases = {phase: pace[0] * taken for phase, taken in row["phases"].items()}
             agent = phases["adapt"] / row["agents"]
             edge = (phases["evaluate"] + phases["combine"]) / row["edges"]
-            fixed = max(0.0, row["iteration"]["median"] - agent * row["agents"] - edge * row["edges"])
+            fixed, block = max(0.0, seconds[0] - agent * row["agents"] - edge * row["edges"]), 0.0
         degree = float(np.mean([row["edges"] / row["agents"] - 1 for row in rows])) if sparse else None
-        found.append(Model(study, fixed, agent, edge, rows[0]["row_bytes"], degree))
+        found.append(
+            Model(study, fixed, agent, edge, rows[0]["row_bytes"], degree, study == "digit-classification", block)
+        )
     if not found:
         raise ResultError("has no study on one rank; run `mpi-resmtl bench scale` with the sweep `strong`")
     return found
 
 
-def _line(x: np.ndarray, seconds: np.ndarray) -> tuple[float, float]:
-    """fixed, each >= 0 with seconds = fixed + each x, relative errors squared least."""
+def _shares(x: np.ndarray, blocks: np.ndarray, seconds: np.ndarray) -> tuple[float, float, float]:
+    """fixed, block, each >= 0 with seconds = fixed + block blocks + each x, relative errors squared least."""
     from scipy.optimize import nnls
 
     if len(np.unique(x)) == 1:
-        return 0.0, float(np.median(seconds / x))
-    fixed, each = nnls(np.stack([1 / seconds, x / seconds], axis=1), np.ones(len(x)))[0]
-    return float(fixed), float(each)
+        return 0.0, 0.0, float(np.median(seconds / x))
+    found, _ = nnls(np.stack([1 / seconds, blocks / seconds, x / seconds], axis=1), np.ones(len(x)))
+    return float(found[0]), float(found[1]), float(found[2])
 
 
 @dataclass(frozen=True)
@@ -265,12 +309,13 @@ class Check:
 
 
 def checks(report: dict[str, Any], machine: Machine, models: list[Model]) -> Iterator[Check]:
-    """Every measurement of a study beside its prediction."""
+    """Every measurement of a study beside its prediction, at the pace that the machine had just then."""
     by_study = {model.study: model for model in models}
     for row in report["scale"]:
-        if row["sweep"] not in ("strong", "weak", "edges") or row["study"] not in by_study:
+        if row["sweep"] not in ("strong", "weak", "few", "edges") or row["study"] not in by_study:
             continue
-        predicted = by_study[row["study"]].time(machine, row["agents"], row["ranks"])
+        slowdown = row["work"]["median"] / machine.alone
+        predicted = by_study[row["study"]].time(machine, row["agents"], row["ranks"], slowdown)
         time = row["iteration"]
         yield Check(
             row["study"], row["sweep"], row["agents"], row["ranks"], time["median"], *time["quartiles"], predicted
@@ -366,7 +411,8 @@ def main() -> None:
 
     report, network = read(asked.file), _network(asked.network)
     try:
-        machine, models = machine_of(report, network), models_of(report)
+        machine = machine_of(report, network)
+        models = models_of(report, machine)
         found = list(checks(report, machine, models))
     except ResultError as error:
         raise ResultError(f"{asked.file}: {error}") from None

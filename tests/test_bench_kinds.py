@@ -70,6 +70,10 @@ def test_a_report_says_what_machine_and_what_ceilings(exchange: tuple[Path, str]
     assert (machine["ranks"], sum(machine["nodes"])) == (3, 3)
     assert_measure(machine["gemm"], "operations/s")
     assert_measure(machine["copy"], "B/s")
+    assert [row["products"] for row in machine["pace"]] == [1, 10, 100]
+    for row in machine["pace"]:
+        assert_measure(row["work"], "s")
+        assert row["turn"]["median"] >= 0
     assert_measure(machine["file"], "B/s")
     (within,) = machine["messages"].values()
     assert_measure(within["latency"], "s")
@@ -144,7 +148,7 @@ def test_record_writes_the_bytes_of_its_datasets_and_leaves_nothing_behind(tmp_p
 @pytest.fixture(scope="module")
 def scaled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     path = tmp_path_factory.mktemp("scale") / "s.json"
-    options = ("--sweep", "strong,weak,edges", "--study", "target-localization,activity-recognition")
+    options = ("--sweep", "strong,weak,few,edges", "--study", "target-localization,activity-recognition")
     sizes = ("--agents", "40", "--edges", "20,60", "--repeats", "2")
     done = mpirun(2, "bench", "scale", *options, *sizes, "--json", path, "--folder", path.parent, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -159,6 +163,7 @@ def test_scale_runs_on_ever_more_ranks_and_sizes(scaled: tuple[dict[str, Any], s
         *(("strong", "target", ranks, 40) for ranks in (1, 2)),
         *(("strong", "activity", ranks, 30) for ranks in (1, 2)),
         *(("weak", "target", ranks, 40 * ranks) for ranks in (1, 2)),
+        *(("few", "target", 1, agents) for agents in (100, 300)),
         *(("edges", "target", ranks, agents) for ranks in (1, 2) for agents in (20, 60)),
     ]
     assert [machine["ranks"] for machine in report["machine"]] == [1, 2]
@@ -168,8 +173,9 @@ def test_scale_runs_on_ever_more_ranks_and_sizes(scaled: tuple[dict[str, Any], s
         assert_measure(row["iteration"], "s")
         assert row["iteration"]["iterations"] >= 1
         assert set(row["phases"]) == {"adapt", "attack", "exchange", "evaluate", "combine", "measure", "record"}
+        assert row["work"]["median"] > 0
         assert row["traffic"]["messages"] == row["ranks"] - 1
-        assert ("times_one_rank" in row) == (row["sweep"] != "edges")
+        assert ("times_one_rank" in row) == (row["sweep"] in ("strong", "weak"))
     # The complete graph: every row to every other rank.
     assert rows[3]["traffic"]["bytes"] == 15 * 3372 * 4
 

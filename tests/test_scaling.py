@@ -15,6 +15,7 @@ from test_figures import ANALYSIS, load
 
 from mpi_resmtl.graph import sorted_edges
 from mpi_resmtl.partition import partition, shares
+from mpi_resmtl.streams import block_length
 
 image = pytest.importorskip("matplotlib.image")
 
@@ -23,11 +24,12 @@ scaling = load("scaling")
 MACHINE = scaling.Machine(
     cores=2,
     memory=2**34,
-    gemm={1: 100e9, 2: 80e9, 4: 40e9},
+    work={1: 40e-6, 2: 50e-6, 4: 100e-6},
+    turns={1: [(4e-5, 0.0), (4e-3, 0.0)], 2: [(5e-5, 2e-6), (5e-3, 3e-6)], 4: [(1e-4, 2e-5), (1e-2, 6e-5)]},
     messages={2: {"within": (1e-6, 1e-7, 1e10)}, 4: {"within": (4e-6, 2e-7, 5e9)}},
     placed={1: 1, 2: 2, 4: 4},
 )
-SPARSE = scaling.Model("target-localization", 50e-6, 0.0, 5e-8, 16, 9.0)
+SPARSE = scaling.Model("target-localization", 50e-6, 0.0, 5e-8, 16, 9.0, block=1e-4)
 COMPLETE = scaling.Model("activity-recognition", 30e-6, 1e-5, 2e-6, 13_488, None)
 
 
@@ -46,12 +48,17 @@ def made_report(factor: float = 1.0) -> dict[str, Any]:
                 half = model.edge * edges / 2
                 phases = {"adapt": model.agent * n, "evaluate": half, "combine": half}
                 row = {"sweep": "strong", "study": model.study, "ranks": ranks, "agents": n, "edges": edges}
+                row["block"] = block_length(n, 3)
+                row["work"] = spread(MACHINE.work[ranks])
                 rows.append(row | {"row_bytes": model.row_bytes, "iteration": spread(time), "phases": phases})
     machine = [
         {
             "ranks": ranks,
             "nodes": [ranks],
-            "gemm": spread(MACHINE.gemm[ranks], "operations/s"),
+            "pace": [
+                {"products": products, "work": spread(seconds), "turn": spread(turn)}
+                for products, (seconds, turn) in zip((1, 100), MACHINE.turns[ranks], strict=True)
+            ],
             "messages": {
                 where: dict(zip(("latency", "overhead", "bandwidth"), map(spread, link), strict=True))
                 for where, link in MACHINE.messages.get(ranks, {}).items()
@@ -89,7 +96,17 @@ def test_in_a_complete_graph_every_rank_hears_all_rows_of_all_others():
 def test_within_a_node_peers_are_told_and_no_bytes_move():
     assert COMPLETE.communicate(MACHINE, 30, 1) == 0.0
     assert COMPLETE.communicate(MACHINE, 30, 2) == pytest.approx(1e-6)
-    assert COMPLETE.communicate(MACHINE, 30, 4) == pytest.approx(4e-6 + 2 * 2e-7)
+    four_cores = scaling.replace(MACHINE, cores=4)
+    assert COMPLETE.communicate(four_cores, 30, 4) == pytest.approx(4e-6 + 2 * 2e-7)
+
+
+def test_where_ranks_share_cores_telling_takes_what_was_measured():
+    # The longer they compute, the longer it takes, by the logarithm of that.
+    assert COMPLETE.compute(MACHINE, 30, 4) == pytest.approx(1475e-6)
+    assert COMPLETE.communicate(MACHINE, 30, 4) == pytest.approx(2e-5 + 4e-5 * np.log10(14.75) / 2)
+    # With a core for each there is one other rank on the node, and two on others.
+    afar = 1e-6 + 1e-7 + 2 * 7.5 * 13_488 * 2 / 1e10
+    assert COMPLETE.communicate(MACHINE.beyond(), 30, 4) == pytest.approx(1e-6 + afar)
 
 
 def test_across_nodes_rows_take_their_bytes_over_the_bandwidth_that_a_node_shares():
@@ -102,7 +119,14 @@ def test_across_nodes_rows_take_their_bytes_over_the_bandwidth_that_a_node_share
 def test_more_ranks_than_cores_compute_as_slowly_as_they_were_measured_and_on_more_nodes_as_fast_as_one_a_core():
     assert MACHINE.slowdown(4) == pytest.approx(2.5)
     assert MACHINE.beyond().slowdown(4) == MACHINE.beyond().slowdown(10_000) == pytest.approx(1.25)
-    assert SPARSE.compute(MACHINE, 1_000, 2) == pytest.approx(50e-6 + 1.25 * 5e-8 * 10_000 / 2)
+    # 2^14 numbers are drawn at once, three an agent: a block has four iterations.
+    assert SPARSE.compute(MACHINE, 1_000, 2) == pytest.approx(1.25 * (50e-6 + 1e-4 / 4 + 5e-8 * 10_000 / 2))
+
+
+def test_the_rank_that_has_most_agents_decides_unless_ranks_judge_for_one_another():
+    assert COMPLETE.compute(MACHINE, 30, 4) == pytest.approx(2.5 * (30e-6 + 8 * 1e-5 + 8 * 30 * 2e-6))
+    lending = scaling.replace(COMPLETE, lends=True)
+    assert lending.compute(MACHINE, 30, 4) == pytest.approx(2.5 * (30e-6 + 7.5 * 1e-5 + 7.5 * 30 * 2e-6))
 
 
 def test_communication_overtakes_at_the_first_number_of_ranks_where_it_takes_longer():
@@ -119,11 +143,26 @@ def test_models_are_found_again_from_the_times_they_predict():
     report = made_report()
     machine = scaling.machine_of(report)
     assert machine == MACHINE
-    sparse, complete = scaling.models_of(report)
-    assert (sparse.fixed, sparse.edge) == (pytest.approx(50e-6), pytest.approx(5e-8))
+    sparse, complete = scaling.models_of(report, machine)
+    found = (sparse.fixed, sparse.block, sparse.edge)
+    assert found == (pytest.approx(50e-6), pytest.approx(1e-4), pytest.approx(5e-8))
     assert (complete.fixed, complete.agent) == (pytest.approx(30e-6), pytest.approx(1e-5))
     for check in scaling.checks(report, machine, [sparse, complete]):
         assert check.error == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_machine_that_was_slower_for_a_while_changes_no_model_and_no_error():
+    report = made_report()
+    machine = scaling.machine_of(report)
+    for number, row in enumerate(report["scale"]):
+        row["work"] = spread(row["work"]["median"] * (1 + number % 3))
+        row["phases"] = {phase: seconds * (1 + number % 3) for phase, seconds in row["phases"].items()}
+        times = {model.study: model for model in (SPARSE, COMPLETE)}[row["study"]]
+        slowdown = row["work"]["median"] / machine.alone
+        row["iteration"] = spread(times.time(machine, row["agents"], row["ranks"], slowdown))
+    models = scaling.models_of(report, machine)
+    assert models[0].edge == pytest.approx(5e-8)
+    assert [check.error for check in scaling.checks(report, machine, models)] == pytest.approx([0.0] * 12, abs=1e-9)
 
 
 def test_the_figure_is_drawn_and_the_errors_are_told(tmp_path: Path):

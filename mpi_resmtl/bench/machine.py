@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,15 +24,20 @@ _LARGE = 2**22
 """Bytes of the message by which bandwidth is told."""
 _SMALL = 16
 _BURST = 32
+_SIDE = 128
+_WARM_UP = 200
+_PIECES = (1, 10, 100)
+_SUSTAINED = 0.1
+"""Seconds for which ranks work on end."""
 
 
 def ceilings(comm: MPI.Comm, folder: Path, repeats: int) -> dict[str, Any]:
     """What all ranks of `comm` reach at once, and pairs of them by messages; collective, counts on rank 0.
 
     `gemm`: float32 operations a second of a rank (`peak.gemm_peak`), the mean over ranks. `copy`: bytes a second of a
-    rank that copies 64 MiB, read and written bytes counted both. `messages`: see `messages`, "within" a node and
-    "across" nodes, where there are two such ranks. `file`: bytes a second of all ranks that write 32 MiB each into one
-    file in `folder`, side by side, open and close included.
+    rank that copies 64 MiB, read and written bytes counted both. `pace`: see `pace`. `messages`: see `messages`,
+    "within" a node and "across" nodes, where there are two such ranks. `file`: bytes a second of all ranks that write
+    32 MiB each into one file in `folder`, side by side, open and close included.
     """
     peaks = [np.mean(comm.allgather(gemm_peak(comm))) for _ in range(repeats)]
     source, target = np.ones(COPIED, np.uint8), np.empty(COPIED, np.uint8)
@@ -42,6 +48,7 @@ def ceilings(comm: MPI.Comm, folder: Path, repeats: int) -> dict[str, Any]:
         "nodes": nodes(comm),
         "gemm": spread([float(peak) for peak in peaks], "operations/s"),
         "copy": spread([2 * COPIED / seconds for seconds in copies], "B/s"),
+        "pace": pace(comm, repeats),
         "messages": {where: messages(comm, pair, repeats) for where, pair in pairs(comm).items()},
         "file": spread(files, "B/s"),
     }
@@ -71,6 +78,61 @@ def _first_on_node(comm: MPI.Comm) -> list[int]:
     first = node.bcast(comm.rank)
     node.Free()
     return comm.allgather(first)
+
+
+def pace(comm: MPI.Comm, repeats: int) -> list[dict[str, Any]]:
+    """How fast ranks go on when all are at work, also where they share cores; collective.
+
+    For pieces of so many `products` of two 128 x 128 matrices: `work` is the seconds of a piece, one after another for
+    a while; `turn` what it takes longer when each rank tells all others of its node after every piece that it is done,
+    and waits until all have told it.
+    """
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    nothing = np.empty(0, np.uint8)
+    peers = [rank for rank in range(node.size) if rank != node.rank]
+    told = [node.Recv_init(nothing, source=peer, tag=3) for peer in peers]
+    told += [node.Send_init(nothing, dest=peer, tag=3) for peer in peers]
+    work = Work(comm)
+
+    def pieces(count: int, products: int, waits: bool) -> None:
+        for _ in range(count):
+            work(products)
+            if waits:
+                MPI.Prequest.Startall(told)
+                MPI.Request.Waitall(told)
+
+    rows = []
+    for products in _PIECES:
+        count = max(1, round(_SUSTAINED / (work.once * products)))
+        alone, waiting = [], []
+        for _ in range(repeats):
+            alone.append(timed(comm, lambda p=products, c=count: pieces(c, p, False)) / count)
+            waiting.append(timed(comm, lambda p=products, c=count: pieces(c, p, True)) / count)
+        longer = [max(0.0, one - other) for one, other in zip(waiting, alone, strict=True)]
+        rows.append({"products": products, "work": spread(alone, "s"), "turn": spread(longer)})
+    for request in told:
+        request.Free()
+    node.Free()
+    return rows
+
+
+class Work:
+    """A piece of arithmetic by which the pace of a machine is told: products of two 128 x 128 float32 matrices."""
+
+    def __init__(self, comm: MPI.Comm):
+        self._left, self._right = np.ones((2, _SIDE, _SIDE), np.float32)
+        self._into = np.empty_like(self._left)
+        began = perf_counter()
+        self(_WARM_UP)
+        self.once = comm.bcast((perf_counter() - began) / _WARM_UP)
+        """Seconds of a product, about; the same on all ranks."""
+
+    def __call__(self, products: int) -> None:
+        """Do so many."""
+        for _ in range(products):
+            np.matmul(self._left, self._right, out=self._into)
 
 
 def messages(comm: MPI.Comm, pair: tuple[int, int], repeats: int) -> dict[str, Any]:

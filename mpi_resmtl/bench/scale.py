@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpi_resmtl.bench import add_options, asleep, measured, numbers, spread, timed
+from mpi_resmtl.bench.machine import Work, ceilings
 from mpi_resmtl.bench.step import Unrecorded
 from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.launch import on_root
@@ -22,16 +23,20 @@ if TYPE_CHECKING:
     from mpi_resmtl.run import Plan, Rank
     from mpi_resmtl.stopwatch import Stopwatch
 
-SWEEPS = ("strong", "weak", "edges", "parameters", "neighbourhood")
+SWEEPS = ("strong", "weak", "few", "edges", "parameters", "neighbourhood")
 LINEAR = ("edges", "parameters", "neighbourhood")
 """Sweeps along which cost ought to grow in proportion."""
 STUDIES = ("target-localization", "activity-recognition", "digit-classification")
 EDGES = (1_000, 3_000, 10_000, 30_000, 100_000)
+FEW = (100, 300)
+"""Agents on one rank that show what an iteration costs however few there are."""
 PARAMETERS = (128, 512, 2_048, 8_192, 32_768)
 REACHES = (1, 2, 4, 8, 16, 32, 64)
 """Neighbours on either side around a ring."""
 _SAMPLE = 0.1
 """Seconds that a timed run takes about."""
+_GLANCE = 0.03
+"""Seconds for which the machine's pace is looked at, before and after a timed run."""
 _LONGEST = 2_000
 """Iterations of a timed run at most."""
 
@@ -44,9 +49,11 @@ class Setting:
     comm: MPI.Comm | None
     planned: Plan | None = None
     rank: Rank | None = None
+    work: Work | None = None
     start_up: float = 0.0
     warm_up: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    pace: list[float] = field(default_factory=list)
     phases: list[np.ndarray] = field(default_factory=list)
     traffic: np.ndarray | None = None
 
@@ -72,8 +79,6 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 
 
 def _measure(comm: MPI.Comm, asked: argparse.Namespace) -> dict[str, Any]:
-    from mpi_resmtl.bench.machine import ceilings
-
     sweeps, studies, edges = comm.bcast(on_root(comm, lambda: _checked(comm, asked)))
     ladder = ranks_of(comm.size)
     machine = [among(comm, ranks, lambda some: ceilings(some, asked.folder, min(5, asked.repeats))) for ranks in ladder]
@@ -81,6 +86,7 @@ def _measure(comm: MPI.Comm, asked: argparse.Namespace) -> dict[str, Any]:
     points = {
         "strong": lambda: strong(ladder, studies, asked.agents),
         "weak": lambda: weak(ladder, asked.agents),
+        "few": lambda: ((1, localization(n)) for n in FEW),
         "edges": lambda: edge_counts(sorted({1, comm.size}), edges),
         "parameters": parameter_counts,
         "neighbourhood": neighbourhood_sizes,
@@ -195,8 +201,8 @@ def _regression(agents: int, parameters: int, reach: int) -> dict[str, Any]:
 def one(comm: MPI.Comm, sweep: str, points: list[Point], repeats: int) -> list[dict[str, Any]]:
     """Time rule `loss` without recording at every point of a sweep, all points taking turns; collective.
 
-    `points` are numbers of ranks and tables. Rows on rank 0; times are in seconds, traffic is of the rank that sends
-    most, an iteration.
+    `points` are numbers of ranks and tables. Rows on rank 0; times are in seconds, `work` of a product (`Work`) just
+    before and after each timed run, traffic is of the rank that sends most, an iteration.
     """
     settings = []
     for ranks, tables in points:
@@ -228,6 +234,7 @@ def _prepare(setting: Setting, tables: dict[str, Any]) -> None:
         setting.comm, lambda: began.extend(run.prepare(setting.comm, lambda: resolve(asked, "bench")))
     )
     setting.planned, _, setting.rank = began
+    setting.work = Work(setting.comm)
     # Samples are drawn in whole blocks, so whole blocks are run.
     experiment, block = setting.planned.experiment, setting.rank.task.length
     experiment.iterations = block
@@ -242,12 +249,20 @@ def _prepare(setting: Setting, tables: dict[str, Any]) -> None:
 
 
 def _run(setting: Setting) -> None:
+    before = _pace(setting)
     seconds, phases = _diffuse(setting)
+    setting.pace.append((before + _pace(setting)) / 2)
     setting.seconds.append(seconds)
     setting.phases.append(phases)
     exchange = setting.rank.exchange
     setting.traffic = np.array([exchange.messages, exchange.bytes]) // setting.planned.experiment.iterations
     exchange.messages = exchange.bytes = 0
+
+
+def _pace(setting: Setting) -> float:
+    """Seconds of a product of `Work`, all ranks of the setting being at it for a while."""
+    products = max(1, round(_GLANCE / setting.work.once))
+    return timed(setting.comm, lambda: setting.work(products)) / products
 
 
 def _diffuse(setting: Setting) -> tuple[float, np.ndarray]:
@@ -285,6 +300,8 @@ def _row(setting: Setting) -> dict[str, Any]:
         "parameters": task.parameters,
         "row_bytes": task.parameters * task.dtype.itemsize,
         "iteration": spread(setting.seconds, "s") | {"iterations": planned.experiment.iterations},
+        "block": task.length,
+        "work": spread(setting.pace),
         "warm_up": setting.warm_up,
         "start_up": setting.start_up,
         "phases": dict(zip(PHASES, phases.tolist(), strict=True)),

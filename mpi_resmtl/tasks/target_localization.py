@@ -18,6 +18,10 @@ from mpi_resmtl.tasks.location import Judge, LocationTask, LossPosition, Noise, 
 Interval = Annotated[list[Annotated[float, Ge(0)]], Len(2, 2)]
 
 
+DRAWN = 3
+"""Random numbers of a sample."""
+
+
 @dataclass
 class Parameters:
     """The study's own table."""
@@ -81,7 +85,7 @@ class TargetLocalization:
     @staticmethod
     def size(parameters: Parameters) -> Size:
         """Two parameters and three numbers a sample, which are also kept as q and signal."""
-        block = block_length(parameters.agents, 3)
+        block = block_length(parameters.agents, DRAWN)
         return Size(parameters.agents, 2, 8, block, 8 * (3 + 5 + 6), gathers=True)
 
     @staticmethod
@@ -100,7 +104,7 @@ class TargetLocalization:
         own = slice(first, first + count)
         towards = direction_to(graph.target[own], graph.position[own]).T.copy()
         away_x, away_y = (graph.target[own] - graph.position[own]).T
-        stream = Stream(seed, "sample", parameters.agents, 3, first, count)
+        stream = Stream(seed, "sample", parameters.agents, DRAWN, first, count)
 
         def draw(block: int) -> tuple[np.ndarray, np.ndarray]:
             normal = stream.normal_by_component(block)
