@@ -75,25 +75,28 @@ class _Shown:
 
 
 def open_lending(
-    comm: MPI.Comm, exchange: Exchange | PartialExchange, task: Task, tiles: list[Neighbourhoods]
+    node: MPI.Comm, exchange: Exchange | PartialExchange, task: Task, tiles: list[Neighbourhoods]
 ) -> Lending | None:
-    """Lending among the ranks of this rank's node; None where nothing is to be lent; collective on `comm`.
+    """Lending among the ranks of a node; None where nothing is to be lent; collective on `node`.
 
-    Ranks lend where the task's judgements are worth it, all ranks of the node hear each other, so that their waits for
-    messages are enough for all that is shared, and there is room.
+    Ranks lend where the task's judgements are worth it and there is room, and where their waits for messages are enough
+    for all that they share: all of them hear each other, and nobody hears ranks of other nodes, whose messages have
+    arrived only when the rank they are for has waited for them.
     """
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    apt = task.lends and exchange.shared and exchange.beside == node.size - 1 > 0 and len(tiles) == 1
+    if not node.allreduce(bool(apt and not exchange.partition.received), MPI.LAND):
+        return None
+    layout = node.allgather(_layout(task, tiles[0]))
+    needed = ALIGNED + 2 * sum(size for _, size in layout)
+    if not node.allreduce(lacking(needed) is None, MPI.LAND):
+        return None
     try:
-        apt = task.lends and exchange.shared and exchange.beside == node.size - 1 > 0 and len(tiles) == 1
-        if not node.allreduce(bool(apt), MPI.LAND):
-            return None
-        layout = node.allgather(_layout(task, tiles[0]))
-        needed = ALIGNED + 2 * sum(size for _, size in layout)
-        if not node.allreduce(lacking(needed) is None, MPI.LAND):
-            return None
-        return Lending(node, task, tiles[0], [shapes for shapes, _ in layout], needed)
-    finally:
-        node.Free()
+        window = MPI.Win.Allocate_shared(needed if node.rank == 0 else 0, 1, comm=node)
+    except MPI.Exception:
+        window = None
+    if not node.allreduce(window is not None, MPI.LAND):
+        return None
+    return Lending(node, window, task, tiles[0], [shapes for shapes, _ in layout])
 
 
 _Shapes = list[tuple[tuple[int, ...], str]]
@@ -123,13 +126,13 @@ class Lending:
     is read: whoever writes it again has waited for all others of the node once since they read it.
     """
 
-    def __init__(self, node: MPI.Comm, task: Task, tile: Neighbourhoods, layout: list[_Shapes], needed: int):
-        """`tile`: all that this rank's agents judge; `layout`: what each rank shows; `needed` bytes; collective."""
+    def __init__(self, node: MPI.Comm, window: MPI.Win, task: Task, tile: Neighbourhoods, layout: list[_Shapes]):
+        """`tile`: all that this rank's agents judge; `layout`: what each rank shows in the window; collective."""
         self._comm, self._task, self._tile = node.Dup(), task, tile
         self._begin, self._messages, self._row = zip(
             *self._comm.allgather((tile.start, tile.size, tile.row)), strict=True
         )
-        self._window = MPI.Win.Allocate_shared(needed if node.rank == 0 else 0, 1, comm=self._comm)
+        self._window = window
         memory, place = aligned(self._comm, self._window), 0
         self._halves: list[list[_Shown]] = [[], []]
         for half in self._halves:

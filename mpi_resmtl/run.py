@@ -149,6 +149,9 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment], survives: bool = Fal
         nothing = np.zeros((len(part.overheard_row), task.parameters), task.dtype)
         collusion = Collusion(everyone, part, planned.graph.byzantine, knows, nothing)
     edges = list(tiles(part.target, part.source, part.row, part.first, task.parameters, task.gathers))
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    lending = open_lending(node, exchange, task, edges)
+    node.Free()
     rank = Rank(
         task=task,
         adversary=Adversary(
@@ -164,7 +167,7 @@ def prepare(comm: MPI.Comm, load: Callable[[], Experiment], survives: bool = Fal
         everyone=everyone,
         exchange=exchange,
         tiles=edges,
-        lending=open_lending(comm, exchange, task, edges),
+        lending=lending,
     )
     if attack.mislabels:
         task.mislabel(np.flatnonzero(own))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpi_resmtl.exchange import Exchange, open_exchange
+from mpi_resmtl.exchange import Exchange, open_exchange, shared_window
 from mpi_resmtl.graph import sorted_edges
-from mpi_resmtl.lending import open_lending
+from mpi_resmtl.lending import Lending, open_lending
 from mpi_resmtl.neighbourhoods import Neighbourhoods, tiles
 from mpi_resmtl.partition import partition, shares
 from mpi_resmtl.tasks.classifier import ClassifierTask, Samples
@@ -51,7 +51,10 @@ def samples(block: int, own: slice) -> Samples:
     return Samples([x[own]], [y[own]], random.random((1, AGENTS))[:, own] < 0.3)
 
 
-def opened(density: float, byzantine: np.ndarray, way: str) -> tuple[Exchange, ClassifierTask, list[Neighbourhoods]]:
+def opened(
+    density: float, byzantine: np.ndarray, way: str
+) -> tuple[Exchange, ClassifierTask, list[Neighbourhoods], Lending | None]:
+    """All that a rank has; `mixed`: on two make-believe nodes."""
     comm = MPI.COMM_WORLD
     random = np.random.default_rng(1)
     pairs = np.argwhere(random.random((AGENTS, AGENTS)) < density)
@@ -62,23 +65,30 @@ def opened(density: float, byzantine: np.ndarray, way: str) -> tuple[Exchange, C
     task = ClassifierTask(
         Softmax(), lambda block: samples(block, own), 1, initial, 0.1, "sgd", int(BATCH.max()), epoch=0
     )
-    exchange = open_exchange(comm, part, task.parameters, task.dtype, way)
+    node = comm.Split(comm.rank % 2 if way == "mixed" else 0)
+    if way == "mixed":
+        window = shared_window(comm, node, part, task.parameters, task.dtype)
+        exchange = Exchange(comm, part, task.parameters, task.dtype, window)
+    else:
+        exchange = open_exchange(comm, part, task.parameters, task.dtype, way)
     part = exchange.partition
     cut = list(tiles(part.target, part.source, part.row, part.first, task.parameters, gathered=False))
-    return exchange, task, cut
+    lending = open_lending(node, exchange, task, cut)
+    node.Free()
+    return exchange, task, cut, lending
 
 
 def test_judgements_are_those_of_a_rank_by_itself_and_the_load_is_even():
     comm = MPI.COMM_WORLD
     byzantine = np.zeros(AGENTS, bool)
     byzantine[[2, 6]] = True
-    exchange, task, cut = opened(1.0, byzantine, "on")
-    lending = open_lending(comm, exchange, task, cut)
+    exchange, task, cut, lending = opened(1.0, byzantine, "on")
     if comm.size == 1:
         assert lending is None
         exchange.close()
         return
     part, network = exchange.partition, task._network
+    done = np.zeros((3, ITERATIONS))
     for iteration in range(ITERATIONS):
         exchange.turn()
         random = np.random.default_rng([iteration, comm.rank])
@@ -91,22 +101,20 @@ def test_judgements_are_those_of_a_rank_by_itself_and_the_load_is_even():
         sleep(0.002 * (comm.rank == iteration % comm.size))
         network.judged = 0
         found = lending.judge(exchange.heard)
-        judged = comm.allgather(network.judged)
-        total = comm.allgather(network.judged + task.ahead(iteration))
-        expected = task.judge(batch, 0, cut[0], exchange.heard)
-        assert found.tobytes() == expected.tobytes()
-        assert sum(judged) == sum(comm.allgather(int(BATCH[part.target].sum())))
-        alone = comm.allgather(float(BATCH[part.target].sum()) + task.ahead(iteration))
-        assert max(total) < max(alone)
-        comm.Barrier()
+        ahead, alone = task.ahead(iteration), BATCH[part.target].sum()
+        done[:, iteration] = network.judged, network.judged + ahead, alone + ahead
+        assert found.tobytes() == task.judge(batch, 0, cut[0], exchange.heard).tobytes()
+    judged, evened, by_itself = np.array(comm.allgather(done)).swapaxes(0, 1)
+    assert (judged.sum(axis=0) == sum(comm.allgather(int(BATCH[part.target].sum())))).all()
+    assert (evened.max(axis=0) < by_itself.max(axis=0)).all()
     lending.close()
     exchange.close()
 
 
-@pytest.mark.parametrize(("density", "way"), [(0.0, "on"), (1.0, "off")])
-def test_nothing_is_lent_where_rows_are_not_read_in_place(density: float, way: str):
-    exchange, task, cut = opened(density, np.zeros(AGENTS, bool), way)
-    assert open_lending(MPI.COMM_WORLD, exchange, task, cut) is None
+@pytest.mark.parametrize(("density", "way"), [(0.0, "on"), (1.0, "off"), (1.0, "mixed")])
+def test_nothing_is_lent_where_not_all_that_is_heard_is_read_in_place(density: float, way: str):
+    exchange, _, _, lending = opened(density, np.zeros(AGENTS, bool), way)
+    assert lending is None
     exchange.close()
 
 
@@ -114,6 +122,6 @@ def test_nothing_is_lent_where_a_rank_has_attackers_alone():
     byzantine = np.zeros(AGENTS, bool)
     byzantine[: AGENTS // MPI.COMM_WORLD.size] = True
     byzantine[-1] = False
-    exchange, task, cut = opened(1.0, byzantine, "auto")
-    assert open_lending(MPI.COMM_WORLD, exchange, task, cut) is None
+    exchange, _, _, lending = opened(1.0, byzantine, "auto")
+    assert lending is None
     exchange.close()
