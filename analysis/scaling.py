@@ -52,13 +52,15 @@ class Machine:
     work: dict[int, float]
     """Seconds of a piece of arithmetic of a rank, by ranks at work."""
     turns: dict[int, list[tuple[float, float]]]
-    """By ranks at work: seconds of a longer piece, and how many more until the ranks of a node have told each other
-    that they are done with it; by length."""
+    """By ranks at work: seconds of an iteration, and how many more until the ranks of a node have told each other that
+    they are done with it; by length."""
     messages: dict[int, dict[str, tuple[float, float, float]]]
     """By ranks at work: "within" a node, and "across" nodes where there are several: latency L and overhead o of a
     further message in seconds, bandwidth in bytes a second."""
     placed: dict[int, int]
     """Ranks on the fullest node, by ranks at work."""
+    reading: dict[int, list[tuple[float, float]]]
+    """By ranks at work: bytes of a table, and seconds of an edge that reads a row of it at random; by bytes."""
     network: tuple[float, float, float] | None = None
     """The same between nodes, where it is assumed instead."""
 
@@ -72,6 +74,7 @@ class Machine:
             turns={},
             messages=links or dict([min(self.messages.items())]),
             placed={ranks: many for ranks, many in self.placed.items() if ranks in fitting},
+            reading={ranks: found for ranks, found in self.reading.items() if ranks in fitting},
         )
 
     @property
@@ -98,8 +101,11 @@ class Machine:
         """
         if self.placed.get(ranks, 0) <= self.cores:
             return None
-        lengths, turns = np.array(self.turns[ranks]).T
-        return float(np.interp(np.log(seconds), np.log(lengths), turns))
+        return _between(self.turns[ranks], seconds)
+
+    def edge(self, size: float, ranks: int) -> float:
+        """Seconds of an edge that reads a row at random of a table of so many bytes, when so many ranks are at work."""
+        return _between(self.reading.get(ranks) or self.reading[self._fitting(self.reading)], size)
 
     def link(self, where: str, ranks: int) -> tuple[float, float, float]:
         """(L, o, bandwidth) between two ranks; where "across" was not measured, that "within" stands for it."""
@@ -116,15 +122,22 @@ class Machine:
         return max((ranks for ranks in measured if ranks <= self.cores), default=min(measured))
 
 
+def _between(found: list[tuple[float, float]], x: float) -> float:
+    """What stands beside log x in a table of pairs, in between or at its ends."""
+    known, values = np.array(found).T
+    return float(np.interp(np.log(x), np.log(known), values))
+
+
 @dataclass(frozen=True)
 class Model:
     """LogGP (Alexandrov et al. 1995) on top of measured arithmetic: the time of one iteration of a study.
 
-    compute = slowdown (fixed + block / B + agent A + edge E), of the rank that has most to do: `fixed`, `block`,
-    `agent` and `edge` are what one rank alone took, B is for how many iterations samples are drawn at once, which
-    follows from n, and `slowdown` is by how much arithmetic slows down when so many ranks are at work. Where the
-    graph is complete that rank has ceil(n / ranks) agents, unless ranks judge for one another (`lends`); of sparse
-    graphs all have as much to do.
+    compute = slowdown (fixed + block / B + agent A + edge E) + reading E, of the rank that has most to do: `fixed`,
+    `block`, `agent` and `edge` are what one rank alone took, B is for how many iterations samples are drawn at once,
+    which follows from n, `slowdown` is by how much arithmetic slows down when so many ranks are at work, and `reading`
+    is what an edge of a sparse graph takes of memory, which depends on how many rows the rank hears. Where the graph
+    is complete that rank has ceil(n / ranks) agents, unless ranks judge for one another (`lends`); of sparse graphs
+    all have as much to do.
 
     communicate = L + (k - 1) o + bytes / bandwidth. Within a node rows are read in place: k peers are told, no bytes
     move; where ranks share cores, this takes what was measured of that, as waiting then is for the scheduler. Across
@@ -150,9 +163,18 @@ class Model:
         if slowdown is None:
             slowdown = machine.slowdown(ranks)
         share = agents / ranks if self.degree is not None or self.lends else -(-agents // ranks)
-        work = self.agent * share + self.edge * share * self.edges(agents) / agents
+        edges = share * self.edges(agents) / agents
         drawing = self.block / block_length(agents, DRAWN) if self.block else 0.0
-        return slowdown * (self.fixed + drawing + work)
+        work = self.fixed + drawing + self.agent * share + self.edge * edges
+        return slowdown * work + edges * self.reading(machine, agents, ranks)
+
+    def reading(self, machine: Machine, agents: int, ranks: int) -> float:
+        """Seconds that an edge takes of memory."""
+        if self.degree is None:
+            return 0.0
+        peers, rows = self.traffic(agents, ranks)
+        size = (agents / ranks + peers * rows) * self.row_bytes
+        return machine.edge(size, ranks)
 
     def traffic(self, agents: int, ranks: int) -> tuple[float, float]:
         """Ranks that a rank hears, and rows that it hears of one of them, both means.
@@ -232,16 +254,17 @@ def machine_of(report: dict[str, Any], network: tuple[float, float, float] | Non
     if not any(links.values()):
         raise ResultError("was measured on one rank: nothing says what messages cost; use mpirun -n 2")
     # Glances at the pace beside every timed run say more than one long look.
-    paces = {m["ranks"]: [p["work"]["median"] / p["products"] for p in m["pace"]] for m in found}
+    paces = {m["ranks"]: [m["product"]["median"]] for m in found}
     for row in report["scale"]:
         paces[row["ranks"]].append(row["work"]["median"])
     return Machine(
         cores=report["environment"]["cores"],
         memory=report["environment"]["memory"],
         work={m["ranks"]: float(np.median(paces[m["ranks"]])) for m in found},
-        turns={m["ranks"]: [(p["work"]["median"], p["turn"]["median"]) for p in m["pace"]] for m in found},
+        turns={m["ranks"]: [(t["work"]["median"], t["turn"]["median"]) for t in m["turns"]] for m in found},
         messages={ranks: link for ranks, link in links.items() if link},
         placed={m["ranks"]: max(m["nodes"]) for m in found},
+        reading={m["ranks"]: [(t["bytes"], t["edge"]["median"]) for t in m["reading"]] for m in found},
         network=network,
     )
 
@@ -260,20 +283,20 @@ def models_of(report: dict[str, Any], machine: Machine) -> list[Model]:
         sparse = study == "target-localization"
         x = np.array([float(row["edges"]) for row in rows])
         pace = np.array([machine.alone / row["work"]["median"] for row in rows])
-        seconds = pace * [row["iteration"]["median"] for row in rows]
+        seconds = np.array([row["iteration"]["median"] for row in rows])
+        degree = float(np.mean([row["edges"] / row["agents"] - 1 for row in rows])) if sparse else None
+        model = Model(study, 0.0, 0.0, 0.0, rows[0]["row_bytes"], degree, study == "digit-classification")
         if sparse:
-            fixed, block, edge = _shares(x, 1 / np.array([row["block"] for row in rows]), seconds)
+            read = x * [model.reading(machine, row["agents"], 1) for row in rows]
+            fixed, block, edge = _shares(x, 1 / np.array([row["block"] for row in rows]), pace * (seconds - read))
             agent = 0.0
         else:
             (row,) = rows[:1]
             phases = {phase: pace[0] * taken for phase, taken in row["phases"].items()}
             agent = phases["adapt"] / row["agents"]
             edge = (phases["evaluate"] + phases["combine"]) / row["edges"]
-            fixed, block = max(0.0, seconds[0] - agent * row["agents"] - edge * row["edges"]), 0.0
-        degree = float(np.mean([row["edges"] / row["agents"] - 1 for row in rows])) if sparse else None
-        found.append(
-            Model(study, fixed, agent, edge, rows[0]["row_bytes"], degree, study == "digit-classification", block)
-        )
+            fixed, block = max(0.0, pace[0] * seconds[0] - agent * row["agents"] - edge * row["edges"]), 0.0
+        found.append(replace(model, fixed=fixed, agent=agent, edge=edge, block=block))
     if not found:
         raise ResultError("has no study on one rank; run `mpi-resmtl bench scale` with the sweep `strong`")
     return found

@@ -70,10 +70,7 @@ def test_a_report_says_what_machine_and_what_ceilings(exchange: tuple[Path, str]
     assert (machine["ranks"], sum(machine["nodes"])) == (3, 3)
     assert_measure(machine["gemm"], "operations/s")
     assert_measure(machine["copy"], "B/s")
-    assert [row["products"] for row in machine["pace"]] == [1, 10, 100]
-    for row in machine["pace"]:
-        assert_measure(row["work"], "s")
-        assert row["turn"]["median"] >= 0
+    assert_measure(machine["product"], "s")
     assert_measure(machine["file"], "B/s")
     (within,) = machine["messages"].values()
     assert_measure(within["latency"], "s")
@@ -168,6 +165,15 @@ def test_scale_runs_on_ever_more_ranks_and_sizes(scaled: tuple[dict[str, Any], s
     ]
     assert [machine["ranks"] for machine in report["machine"]] == [1, 2]
     assert report["machine"][0]["messages"] == {}
+    for machine in report["machine"]:
+        assert [turns["agents"] for turns in machine["turns"]] == list(scale.TURNS)
+        for turns in machine["turns"]:
+            assert_measure(turns["work"], "s")
+            assert turns["turn"]["median"] >= 0
+        sizes = [table["bytes"] for table in machine["reading"]]
+        assert sizes == sorted(sizes)
+        for table in machine["reading"]:
+            assert_measure(table["edge"], "s")
     assert len(printed.splitlines()) == 1 + len(rows) + 2
     for row in rows:
         assert_measure(row["iteration"], "s")

@@ -28,6 +28,7 @@ MACHINE = scaling.Machine(
     turns={1: [(4e-5, 0.0), (4e-3, 0.0)], 2: [(5e-5, 2e-6), (5e-3, 3e-6)], 4: [(1e-4, 2e-5), (1e-2, 6e-5)]},
     messages={2: {"within": (1e-6, 1e-7, 1e10)}, 4: {"within": (4e-6, 2e-7, 5e9)}},
     placed={1: 1, 2: 2, 4: 4},
+    reading={ranks: [(1e4, 1e-9 * ranks), (1e6, 3e-9 * ranks)] for ranks in (1, 2, 4)},
 )
 SPARSE = scaling.Model("target-localization", 50e-6, 0.0, 5e-8, 16, 9.0, block=1e-4)
 COMPLETE = scaling.Model("activity-recognition", 30e-6, 1e-5, 2e-6, 13_488, None)
@@ -55,10 +56,9 @@ def made_report(factor: float = 1.0) -> dict[str, Any]:
         {
             "ranks": ranks,
             "nodes": [ranks],
-            "pace": [
-                {"products": products, "work": spread(seconds), "turn": spread(turn)}
-                for products, (seconds, turn) in zip((1, 100), MACHINE.turns[ranks], strict=True)
-            ],
+            "product": spread(MACHINE.work[ranks]),
+            "turns": [{"work": spread(seconds), "turn": spread(turn)} for seconds, turn in MACHINE.turns[ranks]],
+            "reading": [{"bytes": size, "edge": spread(seconds)} for size, seconds in MACHINE.reading[ranks]],
             "messages": {
                 where: dict(zip(("latency", "overhead", "bandwidth"), map(spread, link), strict=True))
                 for where, link in MACHINE.messages.get(ranks, {}).items()
@@ -120,7 +120,19 @@ def test_more_ranks_than_cores_compute_as_slowly_as_they_were_measured_and_on_mo
     assert MACHINE.slowdown(4) == pytest.approx(2.5)
     assert MACHINE.beyond().slowdown(4) == MACHINE.beyond().slowdown(10_000) == pytest.approx(1.25)
     # 2^14 numbers are drawn at once, three an agent: a block has four iterations.
-    assert SPARSE.compute(MACHINE, 1_000, 2) == pytest.approx(1.25 * (50e-6 + 1e-4 / 4 + 5e-8 * 10_000 / 2))
+    work = 1.25 * (50e-6 + 1e-4 / 4 + 5e-8 * 10_000 / 2)
+    assert SPARSE.compute(MACHINE, 1_000, 2) == pytest.approx(work + 5_000 * SPARSE.reading(MACHINE, 1_000, 2))
+
+
+def test_an_edge_takes_of_memory_what_was_measured_for_as_many_rows_as_a_rank_hears():
+    assert MACHINE.edge(1e5, 2) == pytest.approx(4e-9)
+    assert MACHINE.edge(1e3, 2) == 2e-9
+    assert MACHINE.edge(1e9, 4) == 12e-9
+    # More ranks than were measured with a core each have one each.
+    assert MACHINE.beyond().edge(1e9, 4) == MACHINE.beyond().edge(1e9, 10_000) == 6e-9
+    assert SPARSE.reading(MACHINE, 6_250, 1) == pytest.approx(2e-9)
+    assert SPARSE.reading(MACHINE, 6_250, 2) < MACHINE.edge(6_250 * 16, 2)
+    assert COMPLETE.reading(MACHINE, 30, 2) == 0.0
 
 
 def test_the_rank_that_has_most_agents_decides_unless_ranks_judge_for_one_another():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpi_resmtl import loops
 from mpi_resmtl.bench import in_turns, shared_folder, spread, timed
 from mpi_resmtl.bench.peak import gemm_peak
 
@@ -26,16 +27,18 @@ _SMALL = 16
 _BURST = 32
 _SIDE = 128
 _WARM_UP = 200
-_PIECES = (1, 10, 100)
 _SUSTAINED = 0.1
 """Seconds for which ranks work on end."""
+_TABLES = tuple(2**power for power in range(12, 25, 2))
+_EDGES_A_ROW = 10
+_RUN = 2**14
 
 
 def ceilings(comm: MPI.Comm, folder: Path, repeats: int) -> dict[str, Any]:
     """What all ranks of `comm` reach at once, and pairs of them by messages; collective, counts on rank 0.
 
     `gemm`: float32 operations a second of a rank (`peak.gemm_peak`), the mean over ranks. `copy`: bytes a second of a
-    rank that copies 64 MiB, read and written bytes counted both. `pace`: see `pace`. `messages`: see `messages`,
+    rank that copies 64 MiB, read and written bytes counted both. `product`: see `pace`. `messages`: see `messages`,
     "within" a node and "across" nodes, where there are two such ranks. `file`: bytes a second of all ranks that write
     32 MiB each into one file in `folder`, side by side, open and close included.
     """
@@ -48,7 +51,7 @@ def ceilings(comm: MPI.Comm, folder: Path, repeats: int) -> dict[str, Any]:
         "nodes": nodes(comm),
         "gemm": spread([float(peak) for peak in peaks], "operations/s"),
         "copy": spread([2 * COPIED / seconds for seconds in copies], "B/s"),
-        "pace": pace(comm, repeats),
+        "product": spread(pace(comm, repeats), "s"),
         "messages": {where: messages(comm, pair, repeats) for where, pair in pairs(comm).items()},
         "file": spread(files, "B/s"),
     }
@@ -80,41 +83,33 @@ def _first_on_node(comm: MPI.Comm) -> list[int]:
     return comm.allgather(first)
 
 
-def pace(comm: MPI.Comm, repeats: int) -> list[dict[str, Any]]:
-    """How fast ranks go on when all are at work, also where they share cores; collective.
-
-    For pieces of so many `products` of two 128 x 128 matrices: `work` is the seconds of a piece, one after another for
-    a while; `turn` what it takes longer when each rank tells all others of its node after every piece that it is done,
-    and waits until all have told it.
-    """
-    from mpi4py import MPI
-
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    nothing = np.empty(0, np.uint8)
-    peers = [rank for rank in range(node.size) if rank != node.rank]
-    told = [node.Recv_init(nothing, source=peer, tag=3) for peer in peers]
-    told += [node.Send_init(nothing, dest=peer, tag=3) for peer in peers]
+def pace(comm: MPI.Comm, repeats: int) -> list[float]:
+    """Seconds of a product of `Work`, one after another for a while, all ranks being at it; collective."""
     work = Work(comm)
+    products = max(1, round(_SUSTAINED / work.once))
+    return [timed(comm, lambda: work(products)) / products for _ in range(repeats)]
 
-    def pieces(count: int, products: int, waits: bool) -> None:
-        for _ in range(count):
-            work(products)
-            if waits:
-                MPI.Prequest.Startall(told)
-                MPI.Request.Waitall(told)
 
-    rows = []
-    for products in _PIECES:
-        count = max(1, round(_SUSTAINED / (work.once * products)))
-        alone, waiting = [], []
-        for _ in range(repeats):
-            alone.append(timed(comm, lambda p=products, c=count: pieces(c, p, False)) / count)
-            waiting.append(timed(comm, lambda p=products, c=count: pieces(c, p, True)) / count)
-        longer = [max(0.0, one - other) for one, other in zip(waiting, alone, strict=True)]
-        rows.append({"products": products, "work": spread(alone, "s"), "turn": spread(longer)})
-    for request in told:
-        request.Free()
-    node.Free()
+def reading(comm: MPI.Comm, repeats: int) -> list[dict[str, Any]]:
+    """What memory gives, all ranks being at it: seconds an edge, for ever larger tables; collective.
+
+    An edge is a row of 16 B read at random from a table of so many `bytes`, which the ranks share in turn, and one of
+    the numbers in order, ten a row of the table, that is read and written: in short runs of edges, as rules go on.
+    """
+    random, rows = np.random.default_rng(comm.rank), []
+    for size in _TABLES:
+        table = np.ones((size // _SMALL, 2))
+        held = np.ones(max(_RUN, _EDGES_A_ROW * len(table) // comm.size))
+        row = random.integers(len(table), size=len(held))
+
+        def edges(table: np.ndarray = table, row: np.ndarray = row, held: np.ndarray = held) -> None:
+            for first in range(0, len(row), _RUN):
+                run = slice(first, first + _RUN)
+                loops.gather(table, row[run])
+                held[run] *= 1.0
+
+        found = in_turns(comm, {"edges": edges}, repeats)["edges"]["seconds"]
+        rows.append({"bytes": size, "edge": spread([seconds / len(held) for seconds in found], "s")})
     return rows
 
 

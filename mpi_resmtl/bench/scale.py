@@ -7,15 +7,17 @@ import importlib.util
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpi_resmtl.bench import add_options, asleep, measured, numbers, spread, timed
-from mpi_resmtl.bench.machine import Work, ceilings
+from mpi_resmtl.bench.machine import Work, ceilings, reading
 from mpi_resmtl.bench.step import Unrecorded
 from mpi_resmtl.errors import UserError, unknown
 from mpi_resmtl.launch import on_root
+from mpi_resmtl.progress import silent
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -31,6 +33,8 @@ EDGES = (1_000, 3_000, 10_000, 30_000, 100_000)
 FEW = (100, 300)
 """Agents on one rank that show what an iteration costs however few there are."""
 PARAMETERS = (128, 512, 2_048, 8_192, 32_768)
+TURNS = (100, 1_000, 10_000, 30_000)
+"""Agents of a rank's own."""
 REACHES = (1, 2, 4, 8, 16, 32, 64)
 """Neighbours on either side around a ring."""
 _SAMPLE = 0.1
@@ -81,7 +85,9 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 def _measure(comm: MPI.Comm, asked: argparse.Namespace) -> dict[str, Any]:
     sweeps, studies, edges = comm.bcast(on_root(comm, lambda: _checked(comm, asked)))
     ladder = ranks_of(comm.size)
-    machine = [among(comm, ranks, lambda some: ceilings(some, asked.folder, min(5, asked.repeats))) for ranks in ladder]
+    machine = [
+        among(comm, ranks, lambda some: _ceilings(some, asked.folder, min(5, asked.repeats))) for ranks in ladder
+    ]
     rows: list[dict[str, Any]] = []
     points = {
         "strong": lambda: strong(ladder, studies, asked.agents),
@@ -103,6 +109,48 @@ def _measure(comm: MPI.Comm, asked: argparse.Namespace) -> dict[str, Any]:
     for law in laws:
         print(_law(law))
     return {"machine": machine, "scale": rows, "laws": laws}
+
+
+def _ceilings(comm: MPI.Comm, folder: Path, repeats: int) -> dict[str, Any]:
+    return ceilings(comm, folder, repeats) | {"reading": reading(comm, repeats), "turns": turns(comm, repeats)}
+
+
+def turns(comm: MPI.Comm, repeats: int) -> list[dict[str, Any]]:
+    """What it costs that ranks wait for one another, which is much where they share cores; collective.
+
+    Every rank localises so many `agents` of its own: `work` is the seconds of an iteration, `turn` what it takes
+    longer when after each a rank tells all others of its node that it is done and waits until all have told it.
+    """
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    nothing = np.empty(0, np.uint8)
+    peers = [rank for rank in range(node.size) if rank != node.rank]
+    told = [node.Recv_init(nothing, source=peer, tag=3) for peer in peers]
+    told += [node.Send_init(nothing, dest=peer, tag=3) for peer in peers]
+
+    def tell(iteration: int) -> None:
+        MPI.Prequest.Startall(told)
+        MPI.Request.Waitall(told)
+
+    rows = []
+    for agents in TURNS:
+        own = Setting("turns", MPI.COMM_SELF)
+        _prepare(own, localization(agents))
+        # All do as much.
+        own.planned.experiment.iterations = comm.bcast(own.planned.experiment.iterations)
+        work, longer = [], []
+        for _ in range(repeats):
+            for seconds, after in ((work, silent), (longer, tell)):
+                comm.Barrier()
+                seconds.append(max(comm.allgather(_diffuse(own, after)[0])))
+        turn = [max(0.0, one - other) for one, other in zip(longer, work, strict=True)]
+        rows.append({"agents": agents, "work": spread(work, "s"), "turn": spread(turn, "s")})
+        own.rank.close()
+    for request in told:
+        request.Free()
+    node.Free()
+    return rows
 
 
 def _checked(comm: MPI.Comm, asked: argparse.Namespace) -> tuple[list[str], list[str], list[int]]:
@@ -265,13 +313,13 @@ def _pace(setting: Setting) -> float:
     return timed(setting.comm, lambda: setting.work(products)) / products
 
 
-def _diffuse(setting: Setting) -> tuple[float, np.ndarray]:
-    """Seconds an iteration of all ranks together, and of this rank by phase."""
+def _diffuse(setting: Setting, after: Callable[[int], None] = silent) -> tuple[float, np.ndarray]:
+    """Seconds an iteration of all ranks together, and of this rank by phase; `after` is called after each."""
     from mpi_resmtl import run
 
     watch, iterations = _Watch(), setting.planned.experiment.iterations
     seconds = setting.comm.bcast(
-        timed(setting.comm, lambda: run.diffuse_rule(setting.planned, setting.rank, "loss", watch))
+        timed(setting.comm, lambda: run.diffuse_rule(setting.planned, setting.rank, "loss", watch, after))
     )
     return seconds / iterations, np.array(list(watch.clock.seconds.values())) / iterations
 
