@@ -30,6 +30,7 @@ _WARM_UP = 200
 _SUSTAINED = 0.1
 """Seconds for which ranks work on end."""
 _TABLES = tuple(2**power for power in range(12, 25, 2))
+"""Bytes of tables that fit the first cache, and that fit none but the last."""
 _EDGES_A_ROW = 10
 _RUN = 2**14
 
@@ -93,8 +94,8 @@ def pace(comm: MPI.Comm, repeats: int) -> list[float]:
 def reading(comm: MPI.Comm, repeats: int) -> list[dict[str, Any]]:
     """What memory gives, all ranks being at it: seconds an edge, for ever larger tables; collective.
 
-    An edge is a row of 16 B read at random from a table of so many `bytes`, which the ranks share in turn, and one of
-    the numbers in order, ten a row of the table, that is read and written: in short runs of edges, as rules go on.
+    An edge is a row of 16 B read at random from a rank's table of so many `bytes`, and a number of 8 B that is read and
+    written, one after another. There are ten edges a row, shared out among the ranks; they come in runs, as in rules.
     """
     random, rows = np.random.default_rng(comm.rank), []
     for size in _TABLES:
