@@ -5,6 +5,10 @@
 A run is started, killed, resumed, killed again and so on up to five times, then left to end. After every kill what was
 saved has to be in the unfinished result file, to the bit; at the end, the whole file has to be that of a run on one
 rank that nobody disturbed, and `mpi-resmtl verify` has to find nothing wrong with it.
+
+The first blow of a run and half of the others come from within: a rank strikes in an iteration drawn from those that
+are left, so that they fall there however fast the machine is. The rest come by the clock, anywhere from the start-up to
+after the end.
 """
 
 from __future__ import annotations
@@ -32,10 +36,37 @@ from results import UNREPEATABLE, assert_identical
 from mpi_resmtl import checkpoint
 from mpi_resmtl.verify import verify
 
-WAYS = ("kill mpirun", "kill a rank", "SIGTERM", "SIGTERM to a rank", "SIGUSR1")
+_MPIRUN, _RANK = "getppid", "getpid"
+WAYS = {
+    "kill mpirun": (_MPIRUN, signal.SIGKILL),
+    "kill a rank": (_RANK, signal.SIGKILL),
+    "SIGTERM": (_MPIRUN, signal.SIGTERM),
+    "SIGTERM to a rank": (_RANK, signal.SIGTERM),
+    "SIGUSR1": (_MPIRUN, signal.SIGUSR1),
+}
+"""To whom a signal goes, as a rank finds its number, and which."""
+_EVERY = 5
 _RUN_ENDS_BY = 120.0
 _MPIRUN_ENDS_BY = 20.0
 """Seconds after its last rank. Open MPI 4.1's mpirun may wait for itself without end in PMIx_server_finalize."""
+
+_STRIKING = """
+import os, sys
+from mpi4py import MPI
+from mpi_resmtl import adversary, signals
+signals._MOST_ITERATIONS, signals._SECONDS_BETWEEN_VOTES = 1, 0.0
+speak, left = adversary.Adversary.speak, {iterations}
+def striking(*arguments):
+    global left
+    left -= 1
+    if left == 0 and MPI.COMM_WORLD.Get_rank() == {rank}:
+        os.kill(os.{target}(), {number})
+    return speak(*arguments)
+adversary.Adversary.speak = striking
+from mpi_resmtl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line, but that a rank sends itself or mpirun a signal after so many iterations."""
 
 
 @dataclass
@@ -48,10 +79,13 @@ class Case:
     reference: Path | None = None
     iterating: float = 1.0
     """Seconds from when the result file appears until the run ends, about; ranks that share a core take longer."""
+    iterations: int = 0
+    """Of one rule."""
+    rules: int = 0
 
     def arguments(self, output: Path) -> list[str]:
         """The command line of the run, without resuming."""
-        pairs = [word for setting in (*self.settings, "checkpoint.every=5") for word in ("--set", setting)]
+        pairs = [word for setting in (*self.settings, f"checkpoint.every={_EVERY}") for word in ("--set", setting)]
         return ["run", self.preset, *pairs, "--output", str(output)]
 
 
@@ -82,8 +116,8 @@ class Soak:
     folder: Path
     random: random.Random
     kills: Counter = field(default_factory=Counter)
-    resumed: int = 0
     from_checkpoint: int = 0
+    """How often a run went on from one."""
     ends: int = 0
     hung: int = 0
     """How often mpirun did not end when all ranks had."""
@@ -94,6 +128,8 @@ class Soak:
         done = alone(*case.arguments(case.reference), timeout=600)
         assert done.returncode == 0, done.stderr
         case.iterating = 2.0 * sum(map(float, re.findall(r"iterations in ([0-9.]+) s", done.stdout)))
+        with h5py.File(case.reference, "r") as file:
+            case.iterations, case.rules = len(file["iteration"]), len(json.loads(file.attrs["rules"]))
 
     def chain(self, case: Case, kills: int) -> None:
         """Start a run, kill it so many times, and let it end."""
@@ -101,34 +137,37 @@ class Soak:
         killed = 0
         while killed < kills:
             ranks = self.random.randint(1, case.most_ranks)
-            way = self.random.choice(WAYS)
+            way = min(WAYS, key=lambda way: (self.kills[way], self.random.random()))
+            within = killed == 0 or self.random.random() < 0.5
+            program = self._striking(output, case, ranks, way) if within else None
             with tempfile.TemporaryFile("w+") as said:
-                job = self._start(case, output, ranks, resume=killed > 0, said=said)
-                self._wait(job, output, case)
-                running: list[int] = []
-                if job.poll() is None:
-                    running = self._kill(job, way)
+                job = self._start(case, output, ranks, resume=killed > 0, said=said, program=program)
+                if not within:
+                    self._wait(job, output, case)
+                pids = set(children(job.pid))
+                if struck := within or job.poll() is None:
                     self.kills[way] += 1
                     killed += 1
-                status = self._end(job)
-                wait_for_end(running)
+                if struck and not within:
+                    target, number = WAYS[way]
+                    os.kill(self.random.choice(sorted(pids)) if target == _RANK and pids else job.pid, number)
+                status = self._end(job, pids)
+                wait_for_end(pids)
                 said.seek(0)
                 told = said.read()
             if output.exists():
                 # It has ended before the blow fell, or in spite of it.
                 break
             assert status != 0, told
+            assert "Error" not in told, told
             assert "Traceback" not in told, told
             check_unfinished(output, case.reference)
-        there = bool(checkpoint.left(output))
         ranks = self.random.randint(1, case.most_ranks)
         with tempfile.TemporaryFile("w+") as said:
             hung = self.hung
-            status = self._end(self._start(case, output, ranks, resume=True, said=said))
+            status = self._end(self._start(case, output, ranks, resume=True, said=said), set())
             said.seek(0)
             assert status == 0 or self.hung > hung, said.read()
-        self.resumed += 1
-        self.from_checkpoint += there
         self.ends += 1
         assert_identical(case.reference, output)
         assert (found := verify(output).problems) == [], found
@@ -136,10 +175,25 @@ class Soak:
         assert left == [output.name], left
         output.unlink()
 
-    def _start(self, case: Case, output: Path, ranks: int, resume: bool, said) -> subprocess.Popen:
+    def _striking(self, output: Path, case: Case, ranks: int, way: str) -> list[str]:
+        """The program of a run that is struck from within, in one of the iterations that are left to it."""
+        left = case.rules * case.iterations
+        if there := checkpoint.left(output):
+            position = checkpoint.read(there[0]).position
+            left -= position.rule * case.iterations + position.iteration
+        target, number = WAYS[way]
+        iterations, rank = self.random.randint(1, left), self.random.randrange(ranks)
+        return [
+            sys.executable,
+            "-c",
+            _STRIKING.format(iterations=iterations, rank=rank, number=int(number), target=target),
+        ]
+
+    def _start(self, case: Case, output: Path, ranks: int, resume: bool, said, program=None) -> subprocess.Popen:
+        self.from_checkpoint += resume and bool(checkpoint.left(output))
         arguments = [*case.arguments(output), *(["--resume"] if resume else [])]
         return subprocess.Popen(
-            command(ranks, *arguments),
+            command(ranks, *arguments, program=program),
             stdout=said,
             stderr=said,
             stdin=subprocess.DEVNULL,
@@ -157,13 +211,14 @@ class Soak:
             time.sleep(0.01)
         time.sleep(self.random.uniform(0.0, case.iterating))
 
-    def _end(self, job: subprocess.Popen) -> int:
-        """Wait until a job has ended, or its ranks have and mpirun never will; -> its status."""
+    def _end(self, job: subprocess.Popen, ranks: set[int]) -> int:
+        """Wait until a job has ended, or its ranks have and mpirun never will; -> its status, and all ranks it had."""
         began = since = time.monotonic()
         while (status := job.poll()) is None:
             now = time.monotonic()
             assert now - began < _RUN_ENDS_BY
-            if any(map(alive, children(job.pid))):
+            ranks.update(children(job.pid))
+            if any(map(alive, ranks)):
                 since = now
             elif now - since > _MPIRUN_ENDS_BY:
                 job.kill()
@@ -172,22 +227,8 @@ class Soak:
             time.sleep(0.02)
         return status
 
-    def _kill(self, job: subprocess.Popen, way: str) -> list[int]:
-        """Do as `way` says; -> the ranks there were."""
-        ranks = children(job.pid)
-        rank = self.random.choice(ranks or [job.pid])
-        target, number = {
-            "kill mpirun": (job.pid, signal.SIGKILL),
-            "kill a rank": (rank, signal.SIGKILL),
-            "SIGTERM": (job.pid, signal.SIGTERM),
-            "SIGTERM to a rank": (rank, signal.SIGTERM),
-            "SIGUSR1": (job.pid, signal.SIGUSR1),
-        }[way]
-        os.kill(target, number)
-        return ranks
 
-
-def wait_for_end(ranks: list[int]) -> None:
+def wait_for_end(ranks: set[int]) -> None:
     """Until these processes have ended, as those of a killed mpirun do a moment after it."""
     began = time.monotonic()
     while any(map(alive, ranks)):

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpirun import alone, command, mpirun, variables
 from results import assert_identical
-from soak import soak
+from soak import WAYS, soak
 
 from mpi_resmtl import checkpoint
 from mpi_resmtl.attacks import Laid, Remembered
@@ -79,9 +79,9 @@ def refused(done: subprocess.CompletedProcess, *words: str) -> None:
 
 
 def test_killed_runs_end_with_the_bits_of_unbroken_ones_however_they_are_killed(tmp_path: Path):
-    done = soak(tmp_path, kills=20, seed=5, names=["localisation", "attack with state", "activity"])
-    assert sum(done.kills.values()) == 20
-    assert len(done.kills) >= 4
+    # With this seed the first blow hits a rank in iteration 520 of 900, wherever the others fall on this machine.
+    done = soak(tmp_path, kills=20, seed=7, names=["localisation", "attack with state", "activity"])
+    assert done.kills == dict.fromkeys(WAYS, 4)
     assert done.from_checkpoint > 0
 
 
