@@ -34,6 +34,7 @@ from mpirun import alone, command, variables
 from results import UNREPEATABLE, assert_identical
 
 from mpi_resmtl import checkpoint
+from mpi_resmtl.recorder import Position
 from mpi_resmtl.verify import verify
 
 _MPIRUN, _RANK = "getppid", "getpid"
@@ -88,6 +89,12 @@ class Case:
         pairs = [word for setting in (*self.settings, f"checkpoint.every={_EVERY}") for word in ("--set", setting)]
         return ["run", self.preset, *pairs, "--output", str(output)]
 
+    def left(self, output: Path) -> int:
+        """Iterations of all rules that a run has before it; 0: only the end of its file."""
+        there = checkpoint.left(output)
+        position = checkpoint.read(there[0]).position if there else Position(0, 0)
+        return (self.rules - position.rule) * self.iterations - position.iteration
+
 
 CASES = {
     "localisation": Case("fig1c", ["iterations=300", "record.models=50", "rules=none,loss,loss-robust"]),
@@ -138,8 +145,9 @@ class Soak:
         while killed < kills:
             ranks = self.random.randint(1, case.most_ranks)
             way = min(WAYS, key=lambda way: (self.kills[way], self.random.random()))
-            within = killed == 0 or self.random.random() < 0.5
-            program = self._striking(output, case, ranks, way) if within else None
+            left = case.left(output)
+            within = left > 0 and (killed == 0 or self.random.random() < 0.5)
+            program = self._striking(left, ranks, way) if within else None
             with tempfile.TemporaryFile("w+") as said:
                 job = self._start(case, output, ranks, resume=killed > 0, said=said, program=program)
                 if not within:
@@ -175,19 +183,11 @@ class Soak:
         assert left == [output.name], left
         output.unlink()
 
-    def _striking(self, output: Path, case: Case, ranks: int, way: str) -> list[str]:
+    def _striking(self, left: int, ranks: int, way: str) -> list[str]:
         """The program of a run that is struck from within, in one of the iterations that are left to it."""
-        left = case.rules * case.iterations
-        if there := checkpoint.left(output):
-            position = checkpoint.read(there[0]).position
-            left -= position.rule * case.iterations + position.iteration
-        target, number = WAYS[way]
-        iterations, rank = self.random.randint(1, left), self.random.randrange(ranks)
-        return [
-            sys.executable,
-            "-c",
-            _STRIKING.format(iterations=iterations, rank=rank, number=int(number), target=target),
-        ]
+        iterations, rank, (target, number) = self.random.randint(1, left), self.random.randrange(ranks), WAYS[way]
+        told = _STRIKING.format(iterations=iterations, rank=rank, target=target, number=int(number))
+        return [sys.executable, "-c", told]
 
     def _start(self, case: Case, output: Path, ranks: int, resume: bool, said, program=None) -> subprocess.Popen:
         self.from_checkpoint += resume and bool(checkpoint.left(output))
